@@ -1,0 +1,98 @@
+"""ard.files: atomic writes, stable JSON, bad lines, ledgers that survive a kill, publishing."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ard import files
+
+
+def test_atomic_write_replaces_and_leaves_no_temporary(tmp_path):
+    path = files.atomic_write_bytes(tmp_path / "new" / "a.bin", b"1")
+    files.atomic_write_bytes(path, b"22")
+    assert path.read_bytes() == b"22" and os.listdir(path.parent) == ["a.bin"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = files.atomic_write_text(tmp_path / "a.txt", "old")
+
+    def full(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        files.atomic_write_text(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_json_is_stable_sorted_and_ends_with_newline(tmp_path):
+    a = files.atomic_write_json(tmp_path / "a.json", {"b": 1, "a": [1.5, None]}).read_bytes()
+    b = files.atomic_write_json(tmp_path / "b.json", {"a": [1.5, None], "b": 1}).read_bytes()
+    assert a == b and a.endswith(b"\n") and a.index(b'"a"') < a.index(b'"b"')
+    with pytest.raises(ValueError):
+        files.atomic_write_json(tmp_path / "nan.json", float("nan"))
+
+
+def test_read_json_names_the_file_and_reason(tmp_path):
+    with pytest.raises(files.FileError, match="gone.json: no such file"):
+        files.read_json(tmp_path / "gone.json")
+    (tmp_path / "torn.json").write_text('{"a": ')
+    with pytest.raises(files.FileError, match="torn.json: not valid JSON"):
+        files.read_json(tmp_path / "torn.json")
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3), max_size=5))
+def test_jsonl_round_trip(rows):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert files.read_jsonl(files.write_jsonl(f"{folder}/a.jsonl", rows)) == (rows, [])
+
+
+def test_jsonl_lists_bad_lines_and_keeps_good_ones(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n[1]\n\n{"a": \n\xff\n{"a": 2}')
+    rows, bad = files.read_jsonl(path)
+    assert rows == [{"a": 1}, {"a": 2}]
+    assert [message.split(":")[1] for message in bad] == ["2", "4", "5"] and "expected an object" in bad[0]
+    with pytest.raises(files.FileError, match="no such file"):
+        files.read_jsonl(tmp_path / "gone.jsonl")
+
+
+def test_hashes_agree(tmp_path):
+    path = files.atomic_write_bytes(tmp_path / "d" / "a", b"x")
+    assert files.sha256_file(path) == files.sha256_bytes(b"x") == files.sha256_tree(path)
+    before = files.sha256_tree(tmp_path / "d")
+    path.rename(tmp_path / "d" / "b")
+    assert files.sha256_tree(tmp_path / "d") != before and files.sha256_tree(tmp_path / "none") == "missing"
+
+
+def test_ledger_survives_a_torn_last_line(tmp_path):
+    ledger = files.Ledger(tmp_path / "done.jsonl")
+    ledger.add("a", seconds=1)
+    ledger.add("b")
+    with open(ledger.path, "ab") as stream:
+        stream.write(b'{"key": "c", "sec')
+    again = files.Ledger(ledger.path)
+    assert again.keys() == ["a", "b"] and again["a"] == {"seconds": 1} and "c" not in again and len(again) == 2
+    again.add("c")
+    assert [json.loads(line)["key"] for line in ledger.path.read_text().splitlines()] == ["a", "b", "c"]
+
+
+def test_ledger_refuses_a_broken_middle(tmp_path):
+    (tmp_path / "done.jsonl").write_text("nonsense\n")
+    with pytest.raises(files.FileError, match="done.jsonl:1: not a ledger row"):
+        files.Ledger(tmp_path / "done.jsonl")
+
+
+def test_publish_replaces_file_and_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARD_WORK", str(tmp_path / "work"))
+    for content in ("one", "two"):
+        files.atomic_write_text(files.work_dir("images") / f"{content}.txt", content)
+        assert files.publish(files.work_dir("images"), tmp_path / "data" / "images").is_dir()
+        files.publish(files.atomic_write_text(files.work_dir(".") / "a.txt", content), tmp_path / "data" / "a.txt")
+    assert os.listdir(tmp_path / "data" / "images") == ["two.txt"]
+    assert (tmp_path / "data" / "a.txt").read_text() == "two" and len(os.listdir(tmp_path / "data")) == 2
