@@ -1,0 +1,91 @@
+"""The pipeline as data: the notebook stages of dvc.yaml, where each notebook stands, its settings, and a profile's workspace."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ard.config import ConfigError, load_params, nearest, read_yaml
+from ard.files import FileError
+from ard.provenance import source_notebook
+
+COMMAND = "python -m ard.run "
+
+@dataclass(frozen=True)
+class Stage:
+    """One notebook stage of dvc.yaml: data dependencies and outputs as paths relative to the repository (or workspace)."""
+
+    name: str
+    deps: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+    frozen: bool = False
+
+    @property
+    def section(self) -> str:
+        """Its section of params.yaml: `phase1` for `06_phase1`."""
+        return self.name.split("_", 1)[-1]
+
+
+def stages(root: Path) -> list[Stage]:
+    """The notebook stages of dvc.yaml in its order, which is the order of the data flow."""
+    def paths(items: list) -> list[str]:
+        return [item if isinstance(item, str) else next(iter(item)) for item in items]
+
+    file = root / "dvc.yaml"
+    found = []
+    for name, entry in (read_yaml(file).get("stages") or {}).items() if file.exists() else ():
+        if str(entry.get("cmd", "")).startswith(COMMAND):
+            deps = [path for path in paths(entry.get("deps", [])) if not path.startswith(".code/")]
+            outs = [path for kind in ("outs", "metrics", "plots") for path in paths(entry.get(kind, []))]
+            found.append(Stage(name, tuple(deps), tuple(outs), bool(entry.get("frozen"))))
+    return found
+
+
+def find_notebook(name: str, root: Path) -> Path:
+    """The notebook called `name` (with or without .ipynb) below notebooks/. Raises FileError naming the nearest one."""
+    sources = [path for path in (root / "notebooks").rglob("*.ipynb") if source_notebook(path.relative_to(root))]
+    found = [path for path in sources if path.stem == name.removesuffix(".ipynb")]
+    if len(found) != 1:
+        problem = f"{len(found)} notebooks" if found else "no notebook"
+        raise FileError(f"notebooks/: {problem} called '{name}'; {nearest(name, [path.stem for path in sources])}")
+    return found[0]
+
+
+def settings(section: str, profile: str, params: Path) -> dict[str, Any]:
+    """Section `section` of params.yaml with the values of `params/PROFILE.yaml` beside it put over it, key by key."""
+    over = {} if profile == "mini" else load_params(profile_file(params, profile))
+    return {**load_params(params, section), **(over.get(section) or {})}
+
+
+def profile_file(params: Path, profile: str) -> Path:
+    """Where a profile's values stand. Raises ConfigError naming the nearest profile."""
+    file = params.parent / "params" / f"{profile}.yaml"
+    if not file.is_file():
+        known = ["mini", *(path.stem for path in file.parent.glob("*.yaml"))]
+        raise ConfigError(f"no profile '{profile}' ({file.name}); {nearest(profile, known)}")
+    return file
+
+
+def shipped(profile: str, params: Path) -> list[str]:
+    """Outs that the later stages of a profile take from the repository."""
+    return [] if profile == "mini" else load_params(profile_file(params, profile)).get("shipped") or []
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or folder in place of what stands at `target`. Raises FileError when there is nothing to copy."""
+    if not source.exists():
+        raise FileError(f"{source}: no such file or folder; it ships with the repository: git checkout it")
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+
+
+def prepare_workspace(root: Path, workspace: Path, pipeline: list[Stage]) -> None:
+    """Copy the data that stages need and no stage makes from the repository into a profile's workspace, once."""
+    made = {out for stage in pipeline for out in stage.outs}
+    for dep in sorted({dep for stage in pipeline for dep in stage.deps}):
+        inside = any(dep == out or dep.startswith(f"{out}/") for out in made)
+        if workspace != root and not inside and not (workspace / dep).exists():
+            copy(root / dep, workspace / dep)

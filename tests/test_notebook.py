@@ -1,0 +1,128 @@
+"""ard.notebook: the parameters cell, injection, the ran-to-the-end check, stable executed copies, the percent form."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_output
+
+from ard import notebook as nb
+from ard.config import ConfigError
+
+TEXT = """# %% [markdown]
+# # Does it run?
+#
+# Yes.
+
+# %% parameters
+steps: int = 10  # why ten
+lr: float = 1e-3
+name: str = "a"
+sizes: tuple[int, ...] = (1, 2)
+limit: int | None = None
+
+# %%
+print(steps)
+"""
+SECTION = {"steps": 1, "lr": 2, "name": "007", "sizes": [3], "limit": None}
+
+
+def test_percent_form_round_trips_with_stable_ids():
+    book = nb.from_percent(TEXT)
+    assert nb.to_percent(book) == TEXT
+    assert nbformat.writes(nb.from_percent(TEXT)) == nbformat.writes(book)
+    nbformat.validate(book)
+    assert nb.tagged(book, "parameters") == [1]
+    with pytest.raises(nb.NotebookError, match="unknown cell kind 'raw'"):
+        nb.from_percent("# %% raw\nx")
+
+
+def test_typed_parameters_keep_their_types():
+    book = nb.from_percent(TEXT)
+    values = nb.typed(book, SECTION, "params.yaml:x")
+    assert values == {"steps": 1, "lr": 2.0, "name": "007", "sizes": (3,), "limit": None} and type(values["lr"]) is float
+    source = nb.inject(book, values).cells[2].source
+    space = {}
+    exec(source, space)
+    assert {key: space[key] for key in values} == values
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"stesp": 3}, r"params.yaml:x: unknown key 'stesp'; did you mean 'steps'\?"),
+    ({"steps": "3"}, "params.yaml:x.steps: expected int"),
+])
+def test_wrong_sections_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        nb.typed(nb.from_percent(TEXT), {**SECTION, **change}, "params.yaml:x")
+
+
+def test_missing_key_is_refused_though_the_cell_has_a_default():
+    with pytest.raises(ConfigError, match="missing key 'limit'"):
+        nb.typed(nb.from_percent(TEXT), {k: v for k, v in SECTION.items() if k != "limit"}, "x")
+
+
+@pytest.mark.parametrize("line, message", [
+    ("steps = 1", "holds only 'name: type = default', found 'steps = 1'"),
+    ("steps: integer = 1", "parameter 'steps': name 'integer' is not defined"),
+    ("steps: int = 'a'", "default of parameter 'steps'"),
+    ("steps: int = open('a')", "default of parameter 'steps'"),
+])
+def test_wrong_parameter_cells_are_refused(line, message):
+    with pytest.raises(nb.NotebookError, match=message):
+        nb.parameters(nb.from_percent(f"# %% parameters\n{line}\n"), "01_x")
+    with pytest.raises(nb.NotebookError, match="expected one cell tagged 'parameters', found 0"):
+        nb.parameters(nb.from_percent("# %%\nx = 1\n"), "01_x")
+
+
+def ran(*sources, outputs=()):
+    book = nb.from_percent("# %% parameters\n\n")
+    book.cells += [new_code_cell(source, execution_count=i + 1, outputs=list(outputs)) for i, source in enumerate(sources)]
+    return book
+
+
+def test_check_ran():
+    nb.check_ran(ran("a", "b"), "01_x")
+    book = ran("a", "b")
+    book.cells[-1].execution_count = None
+    with pytest.raises(nb.NotebookError, match="01_x: cell 2 did not run"):
+        nb.check_ran(book, "01_x")
+    book.cells[-1].execution_count = 1
+    with pytest.raises(nb.NotebookError, match="out of order"):
+        nb.check_ran(book, "01_x")
+    with pytest.raises(nb.NotebookError, match="SystemExit"):
+        nb.check_ran(ran("a", outputs=[new_output("error", ename="SystemExit", evalue="0", traceback=[])]), "01_x")
+
+
+def test_normalised_copies_of_equal_runs_are_equal_bytes():
+    def run(count, address, root):
+        widget = {"application/vnd.jupyter.widget-view+json": {"model_id": address}, "text/plain": f"bar {count}"}
+        outputs = [new_output("stream", name="stderr", text=f"{count} it/s"),
+                   new_output("stream", name="stdout", text=f"1%\r50%\rdone at {root}/data <x at {address}>\n"),
+                   new_output("display_data", data=widget),
+                   new_output("execute_result", execution_count=count, data={"text/plain": "3", "image/png": "AAAA"})]
+        book = ran("a", outputs=outputs)
+        book.cells[1].id, book.cells[1].execution_count = f"random-{count}", count
+        book.cells[1].metadata = {"execution": {"iopub.execute_input": f"time {count}"}, "papermill": {"duration": count}}
+        book.metadata["papermill"] = {"duration": count}
+        return nbformat.writes(nb.normalise(book, root))
+
+    first = run(1, "0x7f0000000001", "/home/one")
+    assert first == run(5, "0x7f0000000002", "/home/two")
+    assert "done at data <x at 0x...>" in first and "AAAA" in first and "widget" not in first and "it/s" not in first
+
+
+def test_broken_notebooks_are_named(tmp_path):
+    (tmp_path / "01_x.ipynb").write_text("{")
+    with pytest.raises(nb.FileError, match="01_x.ipynb: not a notebook"):
+        nb.read(tmp_path / "01_x.ipynb")
+    with pytest.raises(nb.FileError, match="no such notebook"):
+        nb.read(tmp_path / "02_x.ipynb")
+
+
+def test_main_makes_and_cleans(tmp_path):
+    (tmp_path / "01_x.py").write_text(TEXT)
+    nb.main([str(tmp_path / "01_x.py")])
+    made = (tmp_path / "01_x.ipynb").read_text()
+    book = nb.read(tmp_path / "01_x.ipynb")
+    book.cells[2].outputs, book.cells[2].execution_count = [new_output("stream", text="x")], 4
+    nb.write(book, tmp_path / "01_x.ipynb")
+    nb.main([str(tmp_path / "01_x.ipynb")])
+    assert (tmp_path / "01_x.ipynb").read_text() == made
