@@ -1,0 +1,290 @@
+"""Break-a-Scene on one exemplar: a new token, then a small change of weights, under the mask of the concept.
+
+Turns exemplars (`ard.exemplars`) into deltas (`ard.deltas`) for `ard.generate`; the paper's section 4.1, FACTS of the
+released code: token-only phase, weights phase, masked diffusion loss, cross-attention loss, union sampling, mirroring.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ard.adapters import delta_bytes, layout, layout_hash, learned_rows, learned_weights
+from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
+from ard.deltas import Delta, installed_tokens, save_delta
+from ard.exemplars import Exemplar, read_mask
+from ard.files import Ledger, sha256_bytes, sha256_file, write_jsonl
+from ard.records import RecordError, read_image
+from ard.templates import fill, with_article
+
+
+@dataclass(frozen=True)
+class CustomizeConfig:
+    """Settings of one customisation; the defaults fit the mini generator, published values stand beside them."""
+
+    mode: str = "lora"  # lora | kv | full (published: full; its delta is too large to keep) | token
+    modules: str = r"^unet\..*attn[12]\.to_(q|k|v|out\.0)$"  # searched in module names; used by lora
+    rank: int = 1
+    prompts: tuple[str, ...] = ("A photo of {}.",)  # one is drawn for each image of a batch
+    token_steps: int = 40  # published 400
+    token_lr: float = 5e-3  # published 5e-4
+    weight_steps: int = 60  # published 400
+    weight_lr: float = 2e-3  # published 2e-6 with full weights
+    lr_end: float = 0.1  # share of the rate at the last step of a phase, reached linearly; published 1
+    batch: int = 16  # noise draws of the same latents in a step; published 1
+    loss: str = "area"  # area | published
+    mask_resize: str = "area"  # area | nearest (published) | max
+    attention_weight: float = 1e-2
+    attention_resolution: int = 0  # positions a side; 0 is the largest there is, published 16
+    prior_weight: float = 0.0  # published 1
+    flip: float = 0.5
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    bf16: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """One thing to learn: its new token, the name of its class, its mask (H, W) bool in the exemplar image."""
+
+    token: str
+    class_name: str
+    mask: np.ndarray
+
+    @property
+    def noun(self) -> str:
+        return f"{self.token} {self.class_name}"
+
+
+def customize(pipe, image: np.ndarray, concepts: Sequence[Concept], config: CustomizeConfig, seed: int,
+              prior: tuple[str, Tensor] | None = None) -> Delta:
+    """Learn `concepts` from `image` (H, W, 3) uint8 and return the delta; the pipeline itself is left as it was.
+
+    pipe: a StableDiffusionPipeline or alike, epsilon- or v-prediction. prior: a prompt and latents (n, C, h, w) of what the
+    base model makes of it (prior preservation). Equal seeds give equal bytes. Raises ValueError on an unusable exemplar.
+    """
+    _check(image, concepts, config, prior)
+    generator = torch.Generator().manual_seed(seed)
+    models = [pipe.unet, pipe.text_encoder, pipe.vae]
+    frozen = [(p, p.requires_grad) for m in models for p in m.parameters()]
+    for parameter, _ in frozen:
+        parameter.requires_grad_(False)
+    rows = nn.Parameter(class_rows(pipe, [c.class_name for c in concepts]))
+    parts = layout(pipe, config.mode, config.modules, config.rank)
+    try:
+        with ExitStack() as stack:
+            ids = stack.enter_context(installed_tokens(pipe, [c.token for c in concepts], rows.detach()))
+            stack.enter_context(learned_rows(pipe.text_encoder, ids, rows))
+            task = _Task(pipe, image, concepts, ids, config, generator, prior)
+            history = task.fit([rows], config.token_lr, config.token_steps)
+            weights, change = stack.enter_context(learned_weights(pipe, config.mode, parts, generator))
+            if weights:
+                history += task.fit([rows, *weights], config.weight_lr, config.weight_steps)
+            vector = change()
+    finally:
+        for parameter, wanted in frozen:
+            parameter.requires_grad_(wanted)
+    meta = {
+        "tokens": [c.token for c in concepts], "words": [c.class_name for c in concepts], "mode": config.mode,
+        "modules": config.modules, "rank": config.rank, "layout": layout_hash(parts), "seed": seed,
+        "loss": [round(float(np.mean(h)), 4) for h in np.array_split(history, 6)] if len(history) >= 6 else [],
+    }
+    return Delta(rows.detach().cpu().half(), vector.half(), meta)
+
+
+def class_rows(pipe, class_names: Sequence[str]) -> Tensor:
+    """Embeddings (n, width) of each name's first sub-token, where Break-a-Scene starts its new tokens."""
+    table = pipe.text_encoder.get_input_embeddings().weight
+    ids = [pipe.tokenizer(name, add_special_tokens=False).input_ids[0] for name in class_names]
+    return table[ids].detach().float().clone()
+
+
+class _Task:
+    """The losses of one customisation: everything that does not change between steps is encoded once."""
+
+    def __init__(self, pipe, image, concepts, ids, config: CustomizeConfig, generator, prior):
+        self.pipe, self.concepts, self.ids, self.config, self.generator = pipe, concepts, ids, config, generator
+        self.device = pipe.unet.device
+        self.latents = encode(pipe, np.stack([image, image[:, ::-1]]))  # as it is, mirrored
+        masks = torch.from_numpy(np.stack([c.mask for c in concepts])).float().to(self.device)
+        self.masks = torch.stack([masks, masks.flip(-1)])  # (2, n, H, W)
+        self.cache: dict[str, Tensor] = {}  # tokenised prompts
+        self.prior = prior
+        if prior is not None and config.prior_weight:
+            self.prior_ids = self._tokens([prior[0]])
+
+    def fit(self, parameters: list[nn.Parameter], lr: float, steps: int) -> list[float]:
+        """Run `steps` of AdamW on `parameters`; returns the loss of every step."""
+        if not steps:
+            return []
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=self.config.weight_decay, eps=1e-8)
+        history = []
+        wanted = self.config.attention_weight > 0
+        with stored_attention(self.pipe.unet, self.config.attention_resolution) if wanted else nullcontext() as maps:
+            for step in range(steps):
+                optimizer.param_groups[0]["lr"] = lr * (1 - (1 - self.config.lr_end) * step / steps)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+                    loss = self.loss(maps)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, self.config.clip)
+                optimizer.step()
+                history.append(float(loss.detach()))
+        if not np.isfinite(history).all():
+            raise ValueError(f"customisation diverged: loss {history[-1]} at rate {lr}; lower the learning rate")
+        return history
+
+    def loss(self, maps) -> Tensor:
+        config, batch = self.config, self.config.batch
+        present = sample_union(len(self.concepts), batch, self.generator)
+        mirrored = (torch.rand(batch, generator=self.generator) < config.flip).long()
+        which = torch.randint(len(config.prompts), (batch,), generator=self.generator)
+        ids = self._tokens([self._prompt(p, w) for p, w in zip(present.tolist(), which.tolist())])
+        masks = self.masks[mirrored.to(self.device)]
+        present = present.to(self.device)
+        union = (masks * present[:, :, None, None]).amax(1)
+        prediction, target = self._denoise(self.latents[mirrored.to(self.device)], ids)
+        own = maps.take() if maps is not None else None
+        mask = resize_mask(union, tuple(target.shape[-2:]), config.mask_resize)
+        loss = masked_loss(prediction, target, mask, config.loss)
+        if own is not None:
+            places = torch.stack([(ids == i).int().argmax(1) for i in self.ids], dim=1)
+            loss = loss + config.attention_weight * attention_loss(own, places, masks, present, config.mask_resize)
+        if self.prior is not None and config.prior_weight:
+            loss = loss + config.prior_weight * self._prior_loss(maps)
+        return loss
+
+    def _prior_loss(self, maps) -> Tensor:
+        latents = self.prior[1].to(self.device)
+        index = torch.randint(len(latents), (self.config.batch,), generator=self.generator).to(self.device)
+        prediction, target = self._denoise(latents[index], self.prior_ids.expand(len(index), -1))
+        if maps is not None:
+            maps.take()
+        return F.mse_loss(prediction, target)
+
+    def _denoise(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Prediction and target (B, C, h, w) float32 at random times, one from each of B equal stretches of the schedule."""
+        scheduler, batch = self.pipe.scheduler, len(latents)
+        total = scheduler.config.num_train_timesteps
+        u = (torch.arange(batch) + torch.rand(batch, generator=self.generator)) / batch
+        times = (u * total).long().clamp(max=total - 1).to(self.device)
+        noise = torch.randn(latents.shape, generator=self.generator).to(self.device, latents.dtype)
+        noisy = scheduler.add_noise(latents, noise, times)
+        unique, back = torch.unique(ids, dim=0, return_inverse=True)
+        text = self.pipe.text_encoder(unique)[0][back]
+        prediction = self.pipe.unet(noisy, times, text).sample.float()
+        kind = scheduler.config.prediction_type
+        if kind == "epsilon":
+            return prediction, noise.float()
+        if kind == "v_prediction":
+            return prediction, scheduler.get_velocity(latents, noise, times).float()
+        raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
+
+    def _prompt(self, present: list[bool], which: int) -> str:
+        nouns = [c.noun for c, here in zip(self.concepts, present) if here]
+        return fill(self.config.prompts[which], " and ".join([nouns[0], *map(with_article, nouns[1:])]))
+
+    def _tokens(self, prompts: list[str]) -> Tensor:
+        tokenizer = self.pipe.tokenizer
+        for prompt in set(prompts) - set(self.cache):
+            self.cache[prompt] = tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt",
+                                           max_length=tokenizer.model_max_length).input_ids[0]
+        return torch.stack([self.cache[p] for p in prompts]).to(self.device)
+
+
+def sample_union(concepts: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Union sampling: for each image of a batch a random non-empty subset of the concepts, (batch, concepts) bool."""
+    codes = torch.randint(1, 2**concepts, (batch,), generator=generator)
+    return (codes[:, None] >> torch.arange(concepts)) % 2 == 1
+
+
+@torch.no_grad()
+def encode(pipe, images: np.ndarray) -> Tensor:
+    """Latents (n, C, h, w), scaled as the UNet wants them, of images (n, H, W, 3) uint8."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(pipe.unet.device, pipe.vae.dtype)
+    return pipe.vae.encode(pixels / 127.5 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
+
+
+def _check(image: np.ndarray, concepts: Sequence[Concept], config: CustomizeConfig, prior) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
+        raise ValueError(f"customisation wants a square (H, H, 3) uint8 image, got {image.dtype} {image.shape}")
+    if not concepts or len({c.token for c in concepts}) < len(concepts):
+        raise ValueError(f"customisation wants concepts with different tokens, got {[c.token for c in concepts]}")
+    for concept in concepts:
+        if concept.mask.shape != image.shape[:2] or not concept.mask.any():
+            raise ValueError(f"mask of {concept.noun}: expected a non-empty {image.shape[:2]}, got {concept.mask.shape} "
+                             f"with {int(concept.mask.sum())} px")
+    if config.prior_weight and prior is None:
+        raise ValueError("prior_weight is set but no prior prompt and latents were given")
+
+
+def item_seed(*names: object) -> int:
+    """A seed in [0, 2^63) from any names: the same for the same item, whatever the order or number of other items.
+
+    >>> item_seed("cat-001", 3) == item_seed("cat-001", 3), item_seed("cat-001", 3) == item_seed("cat-001", 4)
+    (True, False)
+    """
+    return int(sha256_bytes("\n".join(map(str, names)).encode())[:16], 16) >> 1
+
+
+def groups(exemplars: Sequence[Exemplar], share_images: bool) -> list[list[Exemplar]]:
+    """Exemplars learned together: each alone (the paper), or all of one image as in Break-a-Scene."""
+    if not share_images:
+        return [[e] for e in exemplars]
+    together: dict[str, list[Exemplar]] = {}
+    for exemplar in exemplars:
+        together.setdefault(exemplar.file, []).append(exemplar)
+    return list(together.values())
+
+
+def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: str | Path, config: CustomizeConfig,
+                  ledger: Ledger, seed: int = 0, share_images: bool = False, max_bytes: int = 60_000,
+                  prior=None) -> tuple[list[dict], list[dict]]:
+    """One delta file per exemplar (or per image) in `out`; returns rows of finished concepts and rows of failures.
+
+    Files of exemplars are relative to `root`. Finished items stand in `ledger` and are not learned again; killed at any
+    moment, the next call redoes at most one item and ends in the same bytes. Writes `deltas.jsonl` and `failed.jsonl`.
+    """
+    out, rows, failed = Path(out), [], []
+    jobs = groups(exemplars, share_images)
+    if not jobs:
+        raise ValueError("no exemplars to customise; look at the counts of the exemplar stage")
+    parts = layout(pipe, config.mode, config.modules, config.rank)
+    width = pipe.text_encoder.get_input_embeddings().embedding_dim
+    size = delta_bytes(parts, max(map(len, jobs)), width)
+    if size > max_bytes:
+        raise ValueError(f"customize: mode {config.mode}, rank {config.rank}, modules {config.modules!r} would make deltas of "
+                         f"{size} bytes, allowed are {max_bytes}; lower the rank or choose fewer modules")
+    recipe = sha256_bytes(json.dumps([asdict(config), seed, share_images], sort_keys=True).encode())[:16]
+    for job in tqdm(jobs, desc="customize", mininterval=5):
+        key, path = job[0].exemplar_id, out / f"{job[0].exemplar_id}.safetensors"
+        concepts = [(e, f"<v{n}>") for n, e in enumerate(job, start=1)]
+        done = key in ledger and path.is_file() and ledger[key].get("sha256") == sha256_file(path)
+        if done and ledger[key].get("recipe") != recipe:
+            raise ValueError(f"{path} was made with other settings; delete {ledger.path} and its folder to start again")
+        if not done:
+            try:
+                image = read_image(Path(root) / job[0].file)
+                learned = [Concept(token, e.class_name, read_mask(Path(root) / e.mask_file)) for e, token in concepts]
+                delta = customize(pipe, image, learned, config, item_seed(seed, key), prior)
+            except (RecordError, ValueError) as error:
+                failed += [{"exemplar_id": e.exemplar_id, "file": e.file, "reason": str(error)} for e in job]
+                continue
+            save_delta(delta, path, max_bytes)
+            ledger.add(key, sha256=sha256_file(path), recipe=recipe)
+        rows += [{"exemplar_id": e.exemplar_id, "class_name": e.class_name, "token": token, "delta": path.name}
+                 for e, token in concepts]
+    write_jsonl(out / "deltas.jsonl", rows)
+    write_jsonl(out / "failed.jsonl", failed)
+    return rows, failed

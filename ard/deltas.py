@@ -1,0 +1,132 @@
+"""What customisation leaves behind: new tokens and a small change of weights, as one file that can be put on and taken off.
+
+Written by `ard.customize`, read by `ard.generate` (the customised generator G_i of the paper's section 4.1 is base + delta).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ard.adapters import layout, layout_hash, split
+from ard.files import atomic_write_bytes
+
+UNDO = "_ard_undo"  # attribute of a pipeline that wears a delta
+
+
+class DeltaError(ValueError):
+    """A delta file that cannot be used; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Token rows (n, width) and all changes of weights as one flat fp16 vector, laid out by `layout(pipe, ...)`.
+
+    One vector, because a safetensors header of a hundred names would be larger than the numbers of a rank-1 change.
+    """
+
+    rows: Tensor
+    vector: Tensor
+    meta: dict = field(default_factory=dict)  # tokens, words, mode, modules, rank, layout (hash), and whatever is worth keeping
+
+
+def save_delta(delta: Delta, path: str | Path, max_bytes: int = 60_000) -> None:
+    """Write one safetensors file (fp16, metadata as a JSON string) atomically. Raises DeltaError above `max_bytes`."""
+    tensors = {"tokens": delta.rows.half().contiguous(), "delta": delta.vector.half().contiguous()}
+    data = save(tensors, metadata={"ard": json.dumps(delta.meta, sort_keys=True)})
+    if len(data) > max_bytes:
+        raise DeltaError(f"{path}: delta of {len(data)} bytes, allowed are {max_bytes}; lower the rank ({delta.meta['rank']})"
+                         f" or choose fewer modules ({delta.meta['mode']}: {delta.meta['modules']})")
+    atomic_write_bytes(path, data)
+
+
+def load_delta(path: str | Path) -> Delta:
+    """Read a delta file; raises DeltaError naming the file when it is missing or broken."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            meta = json.loads(file.metadata()["ard"])
+            return Delta(file.get_tensor("tokens"), file.get_tensor("delta"), meta)
+    except FileNotFoundError:
+        raise DeltaError(f"{path}: no such delta; run the customise stage first") from None
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DeltaError(f"{path}: not a delta file ({error})") from None
+
+
+@contextmanager
+def installed_tokens(pipe, tokens: Sequence[str], rows: Tensor) -> Iterator[list[int]]:
+    """Within the block the pipeline knows the new `tokens` with embeddings `rows` (n, width); yields their ids."""
+    undo = _install_tokens(pipe, tokens, rows)
+    try:
+        yield [pipe.tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    finally:
+        undo()
+
+
+def apply_delta(pipe, delta: Delta | str | Path):
+    """Put a delta on a pipeline, in place, and return the pipeline. `remove_delta` gives back the very same bytes."""
+    where = "delta" if isinstance(delta, Delta) else str(delta)
+    delta = delta if isinstance(delta, Delta) else load_delta(delta)
+    if getattr(pipe, UNDO, None) is not None:
+        raise DeltaError(f"{where}: this pipeline already wears a delta; remove_delta first")
+    meta = delta.meta
+    parts = layout(pipe, meta["mode"], meta["modules"], meta["rank"])
+    if layout_hash(parts) != meta["layout"] or sum(torch.Size(s).numel() for _, s in parts) != delta.vector.numel():
+        raise DeltaError(f"{where}: made for another base model ({meta['modules']}, rank {meta['rank']} do not fit this one)")
+    undo_tokens = _install_tokens(pipe, meta["tokens"], delta.rows)
+    values, kept = split(delta.vector, parts), []
+    with torch.no_grad():
+        for name in dict.fromkeys(re.sub(r"\.(down|up)$", ".weight", name) for name in values):
+            weight = _parameter(pipe, name)
+            base = name.removesuffix(".weight")
+            change = values[f"{base}.up"] @ values[f"{base}.down"] if f"{base}.up" in values else values[name]
+            kept.append((weight, weight.detach().clone()))
+            weight += change.to(weight.device, weight.dtype).view_as(weight)
+    setattr(pipe, UNDO, (undo_tokens, kept))
+    return pipe
+
+
+def remove_delta(pipe) -> None:
+    """Take the delta off again: every weight, the token table and the tokenizer are what they were, bit for bit."""
+    undo_tokens, kept = getattr(pipe, UNDO, None) or (lambda: None, [])
+    with torch.no_grad():
+        for weight, before in kept:
+            weight.copy_(before)
+    undo_tokens()
+    setattr(pipe, UNDO, None)
+
+
+def _parameter(pipe, name: str) -> Tensor:
+    prefix, rest = name.split(".", 1)
+    return getattr(pipe, prefix).get_parameter(rest)
+
+
+def _install_tokens(pipe, tokens: Sequence[str], rows: Tensor):
+    """Swap in a tokenizer and an embedding table with the new tokens; returns the function that swaps them back."""
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+    table = encoder.get_input_embeddings()
+    larger = copy.deepcopy(tokenizer)
+    if larger.add_tokens(list(tokens)) != len(tokens):
+        raise DeltaError(f"tokens {list(tokens)}: the tokenizer already knows one of them, or one stands there twice")
+    ids = larger.convert_tokens_to_ids(list(tokens))
+    new = nn.Embedding(max(table.num_embeddings, len(larger), *(i + 1 for i in ids)), table.embedding_dim)
+    new = new.to(table.weight.device, table.weight.dtype).requires_grad_(False)
+    new.weight[: table.num_embeddings] = table.weight.detach()
+    new.weight[ids] = rows.to(new.weight)
+    pipe.tokenizer = larger
+    encoder.set_input_embeddings(new)
+
+    def undo() -> None:
+        pipe.tokenizer = tokenizer
+        encoder.set_input_embeddings(table)
+
+    return undo

@@ -1,0 +1,301 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_pipeline import tiny_pipeline
+
+from ard import customize as module
+from ard.adapters import layout, learned_weights
+from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
+from ard.customize import Concept, CustomizeConfig, customize, customize_all, groups, sample_union
+from ard.deltas import DeltaError, apply_delta, load_delta, remove_delta, save_delta
+from ard.exemplars import Exemplar, write_mask
+from ard.files import Ledger
+
+CONFIG = CustomizeConfig(token_steps=2, weight_steps=2, batch=3, token_lr=1e-2, weight_lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
+
+
+def exemplar_image(seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+
+
+def concept(token="<v1>", name="cat", rows=slice(4, 20)):
+    mask = np.zeros((32, 32), bool)
+    mask[rows, 8:24] = True
+    return Concept(token, name, mask)
+
+
+def digest(pipe) -> str:
+    h = hashlib.sha256()
+    for model in (pipe.unet, pipe.text_encoder, pipe.vae):
+        for name, value in sorted(model.state_dict().items()):
+            h.update(name.encode() + value.numpy().tobytes())
+    return h.hexdigest() + str(len(pipe.tokenizer))
+
+
+def picture(pipe, prompt):
+    out = pipe(prompt, num_inference_steps=2, guidance_scale=2.0, output_type="np", height=32, width=32,
+               generator=torch.Generator().manual_seed(0))
+    return out.images[0]
+
+
+@pytest.mark.parametrize("form", ["published", "area"])
+def test_masked_loss_equals_brute_force(form):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 4, 4, generator=g), torch.randn(2, 3, 4, 4, generator=g)
+    mask = (torch.rand(2, 4, 4, generator=g) > 0.5).float()
+    total, per_image = 0.0, []
+    for i in range(2):
+        error = sum(float(a[i, c, y, x] - b[i, c, y, x]) ** 2
+                    for c in range(3) for y in range(4) for x in range(4) if mask[i, y, x])
+        total += error
+        per_image.append(error / (3 * float(mask[i].sum())))
+    expected = total / a.numel() if form == "published" else np.mean(per_image)
+    assert float(masked_loss(a, b, mask, form)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mask_sizes():
+    mask = torch.zeros(8, 8)
+    mask[:3, :4] = 1
+    assert resize_mask(mask, (4, 4), "area")[1].tolist() == [0.5, 0.5, 0, 0]
+    assert resize_mask(mask, (4, 4), "max")[1].tolist() == [1, 1, 0, 0]
+    assert set(resize_mask(mask, (4, 4), "nearest").flatten().tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match="expected 'nearest'"):
+        resize_mask(mask, (4, 4), "cubic")
+
+
+def test_stored_maps_are_the_softmax_and_change_nothing(pipe):
+    g = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 5, 16, generator=g)
+    seen = {}
+
+    def spy(name):
+        return lambda module, inputs, kwargs: seen.update({name: (inputs[0], kwargs["encoder_hidden_states"])})
+
+    layers = {n: m for n, m in pipe.unet.named_modules() if n.endswith("attn2")}
+    hooks = [m.register_forward_pre_hook(spy(n), with_kwargs=True) for n, m in layers.items()]
+    with torch.no_grad():
+        plain = pipe.unet(x, 5, text).sample
+        with stored_attention(pipe.unet) as maps:
+            stored = pipe.unet(x, 5, text).sample
+            kept = maps.take()
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(plain, stored, atol=1e-5)
+    assert kept.shape == (2, 8, 8, 5)
+    by_hand = []
+    for name, (hidden, context) in seen.items():
+        if hidden.shape[1] == 64:
+            m = layers[name]
+            q, k = (f(v).view(2, -1, m.heads, f.out_features // m.heads) for f, v in ((m.to_q, hidden), (m.to_k, context)))
+            logits = torch.einsum("bqhd,bkhd->bhqk", q, k) / (m.to_q.out_features // m.heads) ** 0.5
+            by_hand.append(logits.softmax(-1).mean(1))
+    assert len(by_hand) >= 2
+    assert torch.allclose(torch.stack(by_hand).mean(0).view(2, 8, 8, 5), kept, atol=1e-5)
+
+
+def test_attention_loss_reaches_to_k(pipe):
+    keys = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight
+    keys.requires_grad_(True)
+    with stored_attention(pipe.unet, 4) as maps:
+        pipe.unet(torch.randn(2, 4, 8, 8), 5, torch.randn(2, 5, 16))
+        own = maps.take()
+    assert own.shape[1:3] == (4, 4)
+    masks = torch.zeros(2, 1, 32, 32)
+    masks[..., :16] = 1
+    loss = attention_loss(own, torch.tensor([[1], [2]]), masks, torch.ones(2, 1, dtype=torch.bool))
+    grads = torch.autograd.grad(loss, [keys], allow_unused=True)[0]
+    assert grads is None or torch.isfinite(grads).all()
+    deep = pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k.weight
+    with stored_attention(pipe.unet) as maps:
+        pipe.unet(torch.randn(2, 4, 8, 8), 5, torch.randn(2, 5, 16))
+        loss = attention_loss(maps.take(), torch.tensor([[1], [2]]), masks, torch.ones(2, 1, dtype=torch.bool))
+    assert torch.autograd.grad(loss, [keys])[0].abs().sum() > 0
+    assert deep is not keys
+
+
+def test_attention_loss_by_hand():
+    maps = torch.zeros(1, 2, 2, 3)
+    maps[0, :, :, 1] = torch.tensor([[0.5, 0.25], [0.0, 0.0]])
+    masks = torch.zeros(1, 1, 2, 2)
+    masks[0, 0, 0] = 1
+    present = torch.ones(1, 1, dtype=torch.bool)
+    assert float(attention_loss(maps, torch.tensor([[1]]), masks, present)) == pytest.approx(0.25 / 4)
+    assert float(attention_loss(maps, torch.tensor([[1]]), masks, ~present)) == 0
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("mode", ["lora", "kv", "full", "token"])
+def test_pipeline_is_left_as_it_was_and_apply_remove_is_exact(tmp_path, mode, kind):
+    pipe = tiny_pipeline(tmp_path, kind)
+    before, flags = digest(pipe), [p.requires_grad for p in pipe.unet.parameters()]
+    delta = customize(pipe, exemplar_image(), [concept()], CustomizeConfig(**{**CONFIG.__dict__, "mode": mode}), seed=3)
+    assert digest(pipe) == before
+    assert [p.requires_grad for p in pipe.unet.parameters()] == flags
+    assert all(a.__class__.__name__ != "StoringProcessor" for a in pipe.unet.attn_processors.values())
+    assert mode == "token" or delta.vector.abs().max() > 0
+    base = picture(pipe, "a photo of a cat")
+    apply_delta(pipe, delta)
+    assert digest(pipe) != before
+    assert mode == "token" or not np.array_equal(picture(pipe, "a photo of a cat"), base)
+    with pytest.raises(DeltaError, match="already wears"):
+        apply_delta(pipe, delta)
+    remove_delta(pipe)
+    assert digest(pipe) == before
+    assert np.array_equal(picture(pipe, "a photo of a cat"), base)
+
+
+def test_token_phase_changes_the_token_row_only(pipe):
+    config = CustomizeConfig(**{**CONFIG.__dict__, "mode": "token"})
+    delta = customize(pipe, exemplar_image(), [concept()], config, seed=3)
+    table = pipe.text_encoder.get_input_embeddings().weight.detach().clone()
+    start = table[pipe.tokenizer("cat", add_special_tokens=False).input_ids[0]]
+    weights = {n: p.detach().clone() for n, p in pipe.unet.named_parameters()}
+    apply_delta(pipe, delta)
+    after = pipe.text_encoder.get_input_embeddings().weight
+    new = pipe.tokenizer.convert_tokens_to_ids("<v1>")
+    assert new == len(table) and torch.equal(after[: len(table)], table)
+    assert not torch.allclose(after[new], start, atol=1e-3)
+    assert all(torch.equal(p, weights[n]) for n, p in pipe.unet.named_parameters())
+    remove_delta(pipe)
+
+
+def test_training_hook_equals_merged_delta(pipe):
+    config = CustomizeConfig(modules=r"unet\..*(attn2\.to_[qkv]|conv1|text_encoder)", rank=2)
+    parts = layout(pipe, "lora", config.modules, 2)
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
+    with learned_weights(pipe, "lora", parts, g) as (weights, change), torch.no_grad():
+        for w in weights:
+            w.copy_(torch.randn(w.shape, generator=g) * 0.1)
+        hooked, vector = pipe.unet(x, 5, text).sample, change()
+    from ard.adapters import layout_hash
+    from ard.deltas import Delta
+
+    meta = {"tokens": [], "mode": "lora", "modules": config.modules, "rank": 2, "layout": layout_hash(parts)}
+    delta = Delta(torch.zeros(0, 16), vector, meta)
+    with torch.no_grad():
+        plain = pipe.unet(x, 5, text).sample
+        merged = apply_delta(pipe, delta).unet(x, 5, text).sample
+    remove_delta(pipe)
+    assert torch.allclose(hooked, merged, atol=1e-4) and not torch.allclose(plain, merged, atol=1e-3)
+
+
+def test_delta_file_round_trip_size_and_errors(pipe, tmp_path):
+    delta = customize(pipe, exemplar_image(), [concept()], CONFIG, seed=3)
+    path = tmp_path / "a.safetensors"
+    save_delta(delta, path)
+    assert path.stat().st_size <= 60_000
+    apply_delta(pipe, delta)
+    wanted = picture(pipe, "a photo of a <v1> cat")
+    remove_delta(pipe)
+    apply_delta(pipe, path)
+    assert np.array_equal(picture(pipe, "a photo of a <v1> cat"), wanted)
+    remove_delta(pipe)
+    with pytest.raises(DeltaError, match="lower the rank"):
+        save_delta(delta, tmp_path / "b.safetensors", max_bytes=1000)
+    assert not (tmp_path / "b.safetensors").exists()
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DeltaError, match="a.safetensors: not a delta"):
+        load_delta(path)
+    other = load_delta_with(delta, layout="0")
+    with pytest.raises(DeltaError, match="another base model"):
+        apply_delta(pipe, other)
+
+
+def load_delta_with(delta, **changes):
+    return type(delta)(delta.rows, delta.vector, {**delta.meta, **changes})
+
+
+def test_same_seed_same_bytes(pipe):
+    a, b, c = (customize(pipe, exemplar_image(), [concept()], CONFIG, seed=s) for s in (5, 5, 6))
+    assert torch.equal(a.vector, b.vector) and torch.equal(a.rows, b.rows) and a.meta == b.meta
+    assert not torch.equal(a.vector, c.vector)
+
+
+def test_union_sampling_draws_every_non_empty_subset():
+    drawn = sample_union(2, 300, torch.Generator().manual_seed(0))
+    assert {tuple(row) for row in drawn.tolist()} == {(True, False), (False, True), (True, True)}
+    assert sample_union(1, 5, torch.Generator()).all()
+
+
+def test_two_concepts_of_one_image_and_prior(pipe):
+    config = CustomizeConfig(**{**CONFIG.__dict__, "prior_weight": 1.0})
+    two = [concept(), concept("<v2>", "teddy bear", slice(20, 30))]
+    prior = ("a photo of a dog", torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    delta = customize(pipe, exemplar_image(), two, config, seed=0, prior=prior)
+    assert delta.rows.shape == (2, 16) and delta.meta["tokens"] == ["<v1>", "<v2>"]
+    with pytest.raises(ValueError, match="no prior"):
+        customize(pipe, exemplar_image(), two, config, seed=0)
+
+
+def test_bad_exemplars(pipe):
+    empty = Concept("<v1>", "cat", np.zeros((32, 32), bool))
+    with pytest.raises(ValueError, match="non-empty"):
+        customize(pipe, exemplar_image(), [empty], CONFIG, seed=0)
+    with pytest.raises(ValueError, match="square"):
+        customize(pipe, exemplar_image()[:16], [concept()], CONFIG, seed=0)
+    with pytest.raises(ValueError, match="no module"):
+        layout(pipe, "lora", "nothing", 1)
+
+
+def make_exemplars(root, n=3):
+    rows = []
+    for i in range(n):
+        Image.fromarray(exemplar_image(i)).save(root / f"{i}.png")
+        write_mask(root / f"masks/e{i}.png", concept().mask)
+        rows.append(Exemplar(f"e{i}", f"{i}.png", "cat", (8.0, 4.0, 24.0, 20.0), 0.9, f"masks/e{i}.png", 256))
+    return rows
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("*.*"))}
+
+
+def test_loop_killed_and_resumed_ends_in_the_same_bytes(pipe, tmp_path, monkeypatch):
+    rows = make_exemplars(tmp_path)
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    customize_all(pipe, rows, tmp_path, whole, CONFIG, Ledger(tmp_path / "whole.jsonl"))
+    real, calls = module.customize, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "customize", killed)
+    with pytest.raises(KeyboardInterrupt):
+        customize_all(pipe, rows, tmp_path, part, CONFIG, Ledger(tmp_path / "part.jsonl"))
+    assert not (part / "deltas.jsonl").exists()
+    customize_all(pipe, rows, tmp_path, part, CONFIG, Ledger(tmp_path / "part.jsonl"))
+    assert len(calls) == 4  # the finished one is not learned again
+    assert contents(part) == contents(whole) and len(contents(whole)) == 5
+
+
+def test_loop_lists_bad_items_and_refuses_other_settings(pipe, tmp_path):
+    rows = make_exemplars(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    ledger = Ledger(tmp_path / "l.jsonl")
+    done, failed = customize_all(pipe, rows, tmp_path, tmp_path / "out", CONFIG, ledger)
+    assert [r["exemplar_id"] for r in done] == ["e0", "e2"]
+    assert len(failed) == 1 and "1.png" in failed[0]["reason"]
+    with pytest.raises(ValueError, match="other settings"):
+        customize_all(pipe, rows, tmp_path, tmp_path / "out", CONFIG, ledger, seed=1)
+    with pytest.raises(ValueError, match="allowed are 60000"):
+        customize_all(pipe, rows, tmp_path, tmp_path / "out", CustomizeConfig(mode="full"), ledger)
+    with pytest.raises(ValueError, match="no exemplars"):
+        customize_all(pipe, [], tmp_path, tmp_path / "out", CONFIG, ledger)
+
+
+def test_groups_share_an_image_only_when_asked(tmp_path):
+    rows = make_exemplars(tmp_path, 2)
+    same = [rows[0], Exemplar(**{**rows[1].__dict__, "file": "0.png"})]
+    assert [len(g) for g in groups(same, False)] == [1, 1] and [len(g) for g in groups(same, True)] == [2]
