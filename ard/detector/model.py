@@ -1,0 +1,237 @@
+"""The detector: transformers' MM Grounding DINO at small width, cut where it can be cached (DESIGN 7; FACTS 1.2, 12).
+
+`encode_image` and `encode_query` are frozen and cacheable; `match` is the joint, trainable part. The frozen backbones stay
+outside the module, so a saved folder holds trained weights only.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, ResNetConfig
+from transformers import initialization as init
+from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
+    MMGroundingDinoContrastiveEmbedding,
+    MMGroundingDinoEncoder,
+    MMGroundingDinoFusionLayer,
+    encode_sinusoidal_position_embedding,
+)
+
+from ard.detector.features import IMAGE_SIZE, LEVELS, REGION, image_features, region_vectors, unpack
+from ard.detector.prompts import TEXT_SIZE, Phrase, Prompt, build_prompt, phrase_attention, positions
+
+ABSENT = -1e4  # logit of padding tokens: finite, so that neither loss nor gradient becomes NaN
+
+
+class AttributionConfig(MMGroundingDinoConfig):
+    """MM Grounding DINO's configuration, its defaults at the mini world's width, and three settings of our own."""
+
+    model_type = "attribution-grounding-dino"
+
+    d_model: int = 128
+    num_queries: int = 30  # a 64-pixel scene holds at most four objects
+    num_feature_levels: int = len(LEVELS)
+    fused_levels: int = 2  # the coarsest levels go through the fusion encoder; the decoder also samples the fine one
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    encoder_ffn_dim: int = 256
+    decoder_ffn_dim: int = 512
+    encoder_attention_heads: int = 4
+    decoder_attention_heads: int = 4
+    encoder_n_points: int = 2
+    decoder_n_points: int = 4
+    dropout: float | int = 0.0
+    fusion_droppath: float | int = 0.0
+    fusion_scale: float = 0.3  # transformers starts fusion at 1e-4, which suits fine-tuning only
+    score_rule: str = "mean"  # how text and exemplar probabilities become one: "mean" or "product"
+    adapters: bool = False  # F and F~ of the score head in use (after phase 1)
+
+    def __post_init__(self, **kwargs):
+        # placeholders: MM Grounding DINO insists on backbones; they only fix the widths of the projections
+        self.backbone_config = ResNetConfig(embedding_size=8, hidden_sizes=[c for c, _ in LEVELS], layer_type="basic",
+                                            depths=[1] * len(LEVELS), out_indices=list(range(1, len(LEVELS) + 1)))
+        self.text_config = BertConfig(vocab_size=1, hidden_size=TEXT_SIZE, num_hidden_layers=0)
+        if self.score_rule not in ("mean", "product"):
+            raise ValueError(f"score_rule: expected 'mean' or 'product', found {self.score_rule!r}")
+        super().__post_init__(**kwargs)
+
+
+class ScoreHead(nn.Module):
+    """Token logits F(x) . F~(y) / sqrt(d) + bias. F and F~ start as the identity and are skipped in phase 1 (paper, eq. 1)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.region = nn.Linear(width, width)  # F
+        self.token = nn.Linear(width, width)  # F~
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, regions: Tensor, tokens: Tensor, present: Tensor, adapted: bool) -> Tensor:
+        """(B, ..., N, d) regions and (B, T, d) tokens -> (B, ..., N, T) logits."""
+        if adapted:
+            regions, tokens = self.region(regions), self.token(tokens)
+        extra = regions.dim() - tokens.dim()
+        tokens = tokens[(slice(None), *[None] * extra)]
+        logits = regions @ tokens.transpose(-1, -2) * regions.shape[-1] ** -0.5 + self.bias
+        return logits.masked_fill(~present[(slice(None), *[None] * (extra + 1))], ABSENT)
+
+
+@dataclass
+class Match:
+    """What `match` returns; `boxes` and `logits` are the last decoder layer's answer for N regions."""
+
+    layer_boxes: Tensor  # (B, L, N, 4) cxcywh in [0, 1] of every decoder layer
+    layer_logits: Tensor  # (B, L, N, T)
+    encoder_boxes: Tensor  # (B, K, 4) cxcywh of the first stage
+    encoder_logits: Tensor  # (B, K, T)
+    regions: Tensor  # (B, N, d) x of the last layer
+    tokens: Tensor  # (B, T, d) y after the encoder
+    present: Tensor  # (B, T)
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, N, T)."""
+        return self.layer_logits[:, -1]
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, N, 4) xyxy pixels, clipped to the picture."""
+        centre, half = self.layer_boxes[:, -1].split(2, -1)
+        half = half / 2
+        return torch.cat([centre - half, centre + half], -1).clamp(0, 1) * IMAGE_SIZE
+
+
+class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetection):
+    """One class for three uses: open-set detector, exemplar-prompted detector (CountGD's place) and AR detector."""
+
+    config_class = AttributionConfig
+    config: AttributionConfig
+    _tied_weights_keys = {r"bbox_embed.(?![0])\d+": r"bbox_embed.0", "model.decoder.bbox_embed": "bbox_embed"}
+
+    def __init__(self, config: AttributionConfig):
+        super().__init__(config)
+        self.model.backbone.conv_encoder = None
+        self.model.text_backbone = None
+        coarse = copy.deepcopy(config)
+        coarse.num_feature_levels = config.fused_levels
+        self.model.encoder = MMGroundingDinoEncoder(coarse)
+        self.class_embed = None
+        self.model.decoder.class_embed = None
+        self.register_buffer("region_mean", torch.zeros(REGION))
+        self.register_buffer("region_std", torch.ones(REGION))
+        self.exemplar_projection = nn.Linear(REGION, config.d_model)
+        self.score_head = ScoreHead(config.d_model)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, MMGroundingDinoFusionLayer):
+            init.constant_(module.vision_param, self.config.fusion_scale)
+            init.constant_(module.text_param, self.config.fusion_scale)
+        elif isinstance(module, ScoreHead):
+            init.constant_(module.bias, -4.6)  # log(.01 / .99): regions start as background (focal loss)
+            for linear in (module.region, module.token):
+                init.eye_(linear.weight)
+                init.zeros_(linear.bias)
+
+    def set_adapters(self, used: bool) -> None:
+        """Switch F and F~ on (phase 2 and after) or off (phase 1)."""
+        self.config.adapters = used
+
+    def set_region_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise region vectors (REGION,): channels of different maps differ in scale by an order of magnitude."""
+        self.region_mean.copy_(mean)
+        self.region_std.copy_(std.clamp(min=1e-3))
+
+    # ---- the cut -------------------------------------------------------------------------------------------------
+    def encode_image(self, images: np.ndarray) -> Tensor:
+        """(B, 64, 64, 3) uint8 -> packed frozen features (B, PACKED) float16; no query inside: compute once, store."""
+        return image_features(images)
+
+    def encode_query(self, images: np.ndarray | None, boxes, names: Sequence[str | None]) -> Prompt:
+        """One phrase per query: its class name (or None) and the exemplar in box xyxy px of its image (or no images)."""
+        vectors = [None] * len(names)
+        if images is not None:
+            vectors = region_vectors(image_features(images), boxes)
+        return build_prompt([[Phrase(name, vector)] for name, vector in zip(names, vectors)])
+
+    def match(self, features: Tensor, prompt: Prompt, adapted: bool | None = None) -> Match:
+        """Packed features (B, PACKED) and prompts (B, T) -> boxes and token logits: fusion encoder, selection, decoder."""
+        present = prompt.present
+        vision, where, shapes = self._image_tokens(features)
+        fused = len(shapes) - self.config.fused_levels
+        fine = sum(h * w for h, w in shapes[:fused])
+        text_where = encode_sinusoidal_position_embedding(positions(prompt)[..., None].float(), self.config.d_model)
+        encoded = self.model.encoder(
+            vision_features=vision[:, fine:], vision_position_embedding=where[:, fine:],
+            vision_attention_mask=torch.zeros(vision[:, fine:].shape[:2], dtype=torch.bool),
+            text_features=self._query_tokens(prompt), text_attention_mask=~present,
+            text_self_attention_masks=~phrase_attention(prompt), text_position_embedding=text_where,
+            **_geometry(shapes[fused:], vision))
+        tokens = encoded.last_hidden_state_text
+        first_logits, first_boxes = self._first_stage(encoded.last_hidden_state_vision, tokens, present, shapes[fused:])
+        start = self._select(first_logits, first_boxes)
+        memory = torch.cat([vision[:, :fine] + where[:, :fine], encoded.last_hidden_state_vision], 1)
+        decoded = self.model.decoder(
+            inputs_embeds=self.model.query_position_embeddings.weight.expand(len(features), -1, -1),
+            vision_encoder_hidden_states=memory, vision_encoder_attention_mask=None,
+            text_encoder_hidden_states=tokens, text_encoder_attention_mask=~present, reference_points=start,
+            **_geometry(shapes, vision))
+        hidden = decoded.intermediate_hidden_states
+        before = torch.cat([start[:, None], decoded.intermediate_reference_points[:, :-1]], 1)
+        boxes = (self.bbox_embed[0](hidden) + torch.special.logit(before, eps=1e-5)).sigmoid()
+        adapted = self.config.adapters if adapted is None else adapted
+        logits = self.score_head(hidden, tokens, present, adapted)
+        return Match(boxes.float(), logits.float(), first_boxes.float(), first_logits.float(), hidden[:, -1], tokens, present)
+
+    def forward(self, images: np.ndarray, prompt: Prompt) -> Match:
+        """Pictures (B, 64, 64, 3) uint8 and a prompt for each."""
+        return self.match(self.encode_image(images), prompt)
+
+    # ---- its parts -----------------------------------------------------------------------------------------------
+    def _query_tokens(self, prompt: Prompt) -> Tensor:
+        """Project text and exemplar tokens to the common width (B, T, d)."""
+        is_exemplar = (prompt.kind == 2)[..., None]
+        exemplar = (prompt.exemplar - self.region_mean) / self.region_std
+        return torch.where(is_exemplar, self.exemplar_projection(exemplar), self.model.text_projection(prompt.text))
+
+    def _image_tokens(self, features: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """Projected maps as (B, S, d) tokens, their position embeddings, and the maps' shapes."""
+        tokens, where, shapes = [], [], []
+        for level, (project, feature_map) in enumerate(zip(self.model.input_proj_vision, unpack(features))):
+            projected = project(feature_map)
+            side = projected.shape[-2:]
+            sine = self.model.backbone.position_embedding(projected, torch.ones(1, *side, dtype=torch.long))
+            tokens.append(projected.flatten(2).transpose(1, 2))
+            where.append(sine.flatten(2).transpose(1, 2) + self.model.level_embed[level])
+            shapes.append(tuple(side))
+        return torch.cat(tokens, 1), torch.cat(where, 1).expand(len(features), -1, -1), shapes
+
+    def _first_stage(self, memory, tokens, present, shapes) -> tuple[Tensor, Tensor]:
+        """A token logit row and a box for every image position (B, S, T), (B, S, 4): trained by the encoder loss."""
+        objects, proposals = self.model.generate_encoder_output_proposals(
+            memory, torch.zeros(memory.shape[:2], dtype=torch.bool), shapes)
+        head: MMGroundingDinoContrastiveEmbedding = self.model.encoder_output_class_embed
+        logits = objects @ tokens.transpose(1, 2) * objects.shape[-1] ** -0.5 + head.bias
+        boxes = (self.model.encoder_output_bbox_embed(objects) + proposals).sigmoid()
+        return logits.masked_fill(~present[:, None], ABSENT), boxes
+
+    def _select(self, logits: Tensor, boxes: Tensor) -> Tensor:
+        """Language-guided selection: boxes (B, N, 4) of the positions with the strongest token, detached."""
+        best = logits.max(-1).values.topk(self.config.num_queries, 1).indices
+        return boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
+
+
+def _geometry(shapes: list[tuple[int, int]], like: Tensor) -> dict:
+    """What deformable attention wants to know about the maps; no picture is padded here."""
+    spatial = torch.tensor(shapes)
+    return dict(spatial_shapes=spatial, spatial_shapes_list=shapes, valid_ratios=like.new_ones(len(like), len(shapes), 2),
+                level_start_index=torch.cat([spatial.new_zeros(1), spatial.prod(1).cumsum(0)[:-1]]))
+
+
+def small_copy(model: AttributionGroundingDinoForObjectDetection) -> AttributionGroundingDinoForObjectDetection:
+    """An independent copy: the AR detector starts from the exemplar-prompted one."""
+    return copy.deepcopy(model)

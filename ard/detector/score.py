@@ -1,0 +1,108 @@
+"""From token logits to scores: ONE rule for every class length (FACTS 12.6), boxes of a class, and the ranking of a gallery."""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from ard.detector.model import AttributionGroundingDinoForObjectDetection
+from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, Prompt, build_prompt, phrase_map
+from ard.records import Attribution
+
+BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Boxes (n, 4) xyxy pixels, scores (n,) and phrase indices (n,) of one image, strongest first."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def phrase_scores(logits: Tensor, prompt: Prompt, rule: str = "mean") -> Tensor:
+    """(B, N, P) score of each region for each phrase from logits (B, N, T).
+
+    The text part is the mean probability of the phrase's word pieces, the exemplar part that of its exemplar token;
+    "mean" averages the two parts, "product" multiplies them; a phrase with one part uses that one.
+    """
+    p = logits.sigmoid()
+    parts = []
+    for kind in (TEXT, EXEMPLAR):
+        tokens = phrase_map(prompt, (kind,))
+        count = tokens.sum(-1)
+        parts.append((p @ (tokens / count.clamp(min=1)[..., None]).transpose(1, 2), (count > 0)[:, None]))
+    (text, has_text), (exemplar, has_exemplar) = parts
+    if rule == "product":
+        both = text * exemplar
+    elif rule == "mean":
+        both = (text + exemplar) / 2
+    else:
+        raise ValueError(f"rule: expected 'mean' or 'product', found {rule!r}")
+    return torch.where(has_text & has_exemplar, both, torch.where(has_text, text, exemplar))
+
+
+@torch.no_grad()
+def detect_features(model: AttributionGroundingDinoForObjectDetection, features: Tensor, prompt: Prompt,
+                    threshold: float = 0.0, overlap: float = 0.7) -> list[Detections]:
+    """Boxes of each phrase of `prompt` (B rows, or one for all images) scoring at least `threshold`, per image.
+
+    A region answers for its best phrase; of two of a phrase that overlap by more than `overlap` IoU the weaker goes.
+    """
+    model.eval()
+    found = []
+    for start in range(0, len(features), BATCH):
+        rows = slice(start, start + BATCH)
+        part = features[rows]
+        asked = prompt.expand(len(part)) if len(prompt.kind) == 1 else Prompt(*(t[rows] for t in prompt))
+        match = model.match(part, asked)
+        scores, labels = phrase_scores(match.logits, asked, model.config.score_rule).max(-1)
+        found += [_keep(*one, threshold, overlap) for one in zip(match.boxes, scores, labels)]
+    return found
+
+
+def _keep(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, overlap: float) -> Detections:
+    # shifting each phrase by a picture of its own keeps phrases from suppressing each other
+    kept = nms(boxes + 1000.0 * labels[:, None], scores, overlap)
+    kept = kept[scores[kept] >= threshold]
+    return Detections(boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy())
+
+
+def detect(model: AttributionGroundingDinoForObjectDetection, images: np.ndarray, class_names: str | Sequence[str],
+           threshold: float) -> list[Detections]:
+    """Open-set detection by text: images uint8 (B, 64, 64, 3), one class name or several; labels index `class_names`."""
+    names = [class_names] if isinstance(class_names, str) else list(class_names)
+    prompt = build_prompt([[Phrase(name) for name in names]])
+    return detect_features(model, model.encode_image(images), prompt, threshold)
+
+
+@torch.no_grad()
+def rank_variants(model: AttributionGroundingDinoForObjectDetection, query: Prompt, gallery: Tensor, image_ids: Sequence[str],
+                  variants: Sequence[bool] = (False, True)) -> list[list[Attribution]]:
+    """One query (a prompt of one row and one phrase) against packed gallery features (G, PACKED), all in one forward pass.
+
+    Returns a list of attributions in gallery order for each variant: without F and F~ (ARD-) and with them (ARD).
+    """
+    model.eval()
+    answers: list[list[Attribution]] = [[] for _ in variants]
+    for start in range(0, len(gallery), BATCH):
+        part = gallery[start : start + BATCH]
+        asked = query.expand(len(part))
+        match = model.match(part, asked, adapted=False)
+        for answer, adapted in zip(answers, variants):
+            logits = model.score_head(match.regions, match.tokens, match.present, True) if adapted else match.logits
+            scores, best = phrase_scores(logits, asked, model.config.score_rule)[..., 0].max(-1)
+            boxes = match.boxes[torch.arange(len(part)), best]
+            answer += [Attribution(name, tuple(box), score) for name, box, score in
+                       zip(image_ids[start : start + BATCH], boxes.tolist(), scores.tolist())]
+    return answers
+
+
+def rank_gallery(model: AttributionGroundingDinoForObjectDetection, query: Prompt, gallery: Tensor,
+                 image_ids: Sequence[str]) -> list[Attribution]:
+    """Each gallery image's strongest region for the query, by ARD when the adapters are set, else by ARD-."""
+    return rank_variants(model, query, gallery, image_ids, (model.config.adapters,))[0]
