@@ -46,7 +46,13 @@ from ard.notebook import NotebookError
 from ard.stages import Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages
 
 # The same in every run of a stage, whoever starts it.
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_WAIT_POLICY": "passive", "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {
+    "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel of this Python, not one that the user once registered
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",  # with the next one: no page faults between training steps
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "OMP_WAIT_POLICY": "passive",  # spinning threads make shared cores 3 to 10 times slower
+    "PYTHONHASHSEED": "0",  # sets and dicts of strings in the same order
+}
 
 
 @dataclass

@@ -1,0 +1,45 @@
+# make repro    set up .venv, run the main job: every stage of dvc.yaml that is out of date
+# make test     set up .venv, run all tests, with every notebook at smoke size
+# make smoke    the whole pipeline at smoke size, pretraining included, in the folder smoke/
+# make rebuild  everything from nothing, pretraining included: hours; an estimate first; killed, it goes on where it was
+# make lock     resolve requirements.lock anew from pyproject.toml (needs uv)
+PYTHON ?= python3
+VENV ?= $(CURDIR)/.venv
+READY := $(VENV)/.ready
+
+# Stages run in a shell that must find this environment's python.
+export PATH := $(VENV)/bin:$(PATH)
+.PHONY: repro test smoke rebuild lock
+.DEFAULT_GOAL := repro
+
+repro: $(READY)
+	$(VENV)/bin/dvc repro
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+smoke: $(READY)
+	$(VENV)/bin/python -m ard.run --all --profile smoke
+
+rebuild: $(READY)
+	$(VENV)/bin/python -m ard.run --estimate --all
+	$(VENV)/bin/python -m ard.provenance
+	$(VENV)/bin/dvc commit --force
+
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, not " + sys.version)'
+	@if uv --version >/dev/null 2>&1; then \
+	  echo "uv installs requirements.lock into $(VENV)"; \
+	  uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" "$(VENV)" && \
+	  uv pip install --quiet --python "$(VENV)/bin/python" -r requirements.lock && \
+	  uv pip install --quiet --python "$(VENV)/bin/python" --no-deps --no-build-isolation -e .; \
+	else \
+	  echo "pip installs requirements.lock into $(VENV)"; \
+	  $(PYTHON) -m venv "$(VENV)" && \
+	  "$(VENV)/bin/python" -m pip install --quiet -r requirements.lock && \
+	  "$(VENV)/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .; \
+	fi
+	@touch $@

@@ -1,0 +1,101 @@
+"""The smoke pipeline: nbval executes every notebook, in the order of dvc.yaml, with the smoke profile in a folder of its own.
+
+Also the rules that every notebook keeps (one question, at most 25 cells of at most 15 lines, no logic), and that notebooks,
+dvc.yaml, params.yaml and params/smoke.yaml name each other.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ard import notebook as nb
+from ard.config import load_params, read_yaml
+from ard.provenance import source_notebook
+from ard.run import Run
+from ard.stages import prepare_workspace, stages
+
+ROOT = Path(__file__).parents[1]
+PIPELINE = stages(ROOT)
+SOURCES = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if source_notebook(path.relative_to(ROOT)))
+NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-q", "--tb=short",
+         "-p", "no:cacheprovider"]
+each_notebook = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    prepare_workspace(ROOT, folder, PIPELINE)
+    return folder
+
+
+@pytest.mark.parametrize("stage", PIPELINE, ids=[stage.name for stage in PIPELINE])
+def test_nbval_runs(stage, workspace):
+    run = Run(stage, ROOT, "smoke", workspace=workspace)
+    book = run.injected()
+    nb.write(book, workspace / run.notebook.name)
+    with run.environment() as environment:
+        done = subprocess.run([*NBVAL, "--rootdir", str(workspace), run.notebook.name], cwd=workspace, env=environment,
+                              capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    cells = sum(cell.cell_type == "code" for cell in book.cells)
+    assert re.search(rf"^{cells} passed", done.stdout, re.MULTILINE), f"{cells} cells expected:\n{done.stdout[-2000:]}"
+    run.finish()
+
+
+def test_every_notebook_is_a_stage_and_every_stage_a_notebook():
+    assert sorted(path.stem for path in SOURCES) == sorted(stage.name for stage in PIPELINE)
+    frozen = {stage.name for stage in PIPELINE if stage.frozen}
+    assert frozen == {path.stem for path in SOURCES if path.parent.name == "pretrain"}
+
+
+def test_each_stage_depends_on_its_code_its_section_and_earlier_stages():
+    entries, sections = read_yaml(ROOT / "dvc.yaml")["stages"], load_params(ROOT / "params.yaml")
+    made = {}
+    for position, stage in enumerate(PIPELINE):
+        entry = entries[stage.name]
+        assert entry["cmd"] == f"python -m ard.run {stage.name}"
+        assert f".code/{stage.name}.json" in entry["deps"]
+        assert entry.get("params", []) == ([stage.section] if stage.section in sections else [])
+        made.update({out: position for out in stage.outs})
+    for position, stage in enumerate(PIPELINE):
+        late = [dep for dep in stage.deps for out, maker in made.items()
+                if (dep == out or dep.startswith(f"{out}/")) and maker >= position]
+        assert not late, f"dvc.yaml: {stage.name} stands before the stage that makes {late}"
+
+
+def test_params_name_only_stages_and_every_key_is_explained():
+    known = {stage.section for stage in PIPELINE}
+    assert set(load_params(ROOT / "params.yaml")) <= known
+    assert set(load_params(ROOT / "params" / "smoke.yaml")) <= known | {"shipped"}
+    lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
+    silent = [line for line in lines if re.match(r"\s+[\w-]+:", line) and "#" not in line]
+    assert not silent, f"params.yaml: no comment with unit and reason: {silent}"
+
+
+@each_notebook
+def test_notebook_reads_well(path):
+    book = nb.read(path)
+    code = [cell.source for cell in book.cells if cell.cell_type == "code"]
+    assert len(book.cells) <= 25 and all(len(source.splitlines()) <= 15 for source in code)
+    title = book.cells[0].source.splitlines()[0]
+    assert book.cells[0].cell_type == "markdown" and re.match(r"# .*\?$", title), f"the title is no question: {title!r}"
+    assert len(nb.tagged(book, "parameters")) == 1
+    assert "stamp()" in code[-1], "the last code cell must print the provenance"
+    for node in (node for source in code for node in ast.walk(ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", source)))):
+        assert not isinstance(node, ast.ClassDef), f"class {node.name} belongs in ard/"
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 5, f"function {node.name} belongs in ard/"
+    story = sum(len(cell.source) for cell in book.cells if cell.cell_type == "markdown")
+    assert sum(map(len, code)) <= 4 * story, "more code than story: logic belongs in ard/"
+
+
+@each_notebook
+def test_notebook_source_is_clean(path):
+    clean = nbformat.writes(nb.from_percent(nb.to_percent(nb.read(path)))) + "\n"
+    assert path.read_text(encoding="utf-8") == clean, f"run: python -m ard.notebook {path.relative_to(ROOT)}"
