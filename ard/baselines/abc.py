@@ -83,7 +83,7 @@ def orthogonality(*weights: torch.Tensor) -> torch.Tensor:
 def train(real: np.ndarray, synthetic: np.ndarray, owner: np.ndarray, config: AbCConfig):
     """Fit the mappers.
 
-    real (E, d): features of the exemplars; synthetic (Q, d): of the queries; owner (Q,): index of each query's exemplar.
+    real (E, d): features of the exemplars; synthetic (Q, d): of the queries; owner (Q,): each query's exemplar.
     Returns the Mappers and a list, the mean loss of each epoch. ValueError: fewer than two exemplars with a query.
     """
     queries = {e: np.flatnonzero(owner == e) for e in np.unique(owner)}
