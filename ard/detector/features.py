@@ -35,7 +35,7 @@ def image_features(images: np.ndarray, batch: int = 64) -> Tensor:
     backbone = efficientnet_lite0()
     out = torch.empty(len(images), PACKED, dtype=torch.float16)
     for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(images[start : start + batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
         pixels = F.interpolate(pixels, size=ENLARGED, mode="bilinear", align_corners=False)
         _, *maps = backbone.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last),
                                                   intermediates_only=True)

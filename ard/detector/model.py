@@ -5,7 +5,9 @@ outside the module, so a saved folder holds trained weights only.
 """
 
 import copy
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Sequence
 
 import numpy as np
@@ -21,7 +23,8 @@ from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
 )
 
 from ard.detector.features import IMAGE_SIZE, LEVELS, REGION, image_features, region_vectors, unpack
-from ard.detector.prompts import TEXT_SIZE, Phrase, Prompt, build_prompt, phrase_attention, positions
+from ard.detector.prompts import EXEMPLAR, TEXT_SIZE, Phrase, Prompt, build_prompt, phrase_attention, positions
+from ard.files import FileError, publish
 
 ABSENT = -1e4  # logit of padding tokens: finite, so that neither loss nor gradient becomes NaN
 
@@ -194,7 +197,7 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
     # ---- its parts -----------------------------------------------------------------------------------------------
     def _query_tokens(self, prompt: Prompt) -> Tensor:
         """Project text and exemplar tokens to the common width (B, T, d)."""
-        is_exemplar = (prompt.kind == 2)[..., None]
+        is_exemplar = (prompt.kind == EXEMPLAR)[..., None]
         exemplar = (prompt.exemplar - self.region_mean) / self.region_std
         return torch.where(is_exemplar, self.exemplar_projection(exemplar), self.model.text_projection(prompt.text))
 
@@ -232,6 +235,19 @@ def _geometry(shapes: list[tuple[int, int]], like: Tensor) -> dict:
                 level_start_index=torch.cat([spatial.new_zeros(1), spatial.prod(1).cumsum(0)[:-1]]))
 
 
-def small_copy(model: AttributionGroundingDinoForObjectDetection) -> AttributionGroundingDinoForObjectDetection:
-    """An independent copy: the AR detector starts from the exemplar-prompted one."""
-    return copy.deepcopy(model)
+def save_detector(model: AttributionGroundingDinoForObjectDetection, folder: str | Path) -> Path:
+    """Write config.json and float16 model.safetensors (no frozen backbone in them) and put the folder in place at once."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        copy.deepcopy(model).half().save_pretrained(Path(temporary) / "model")
+        return publish(Path(temporary) / "model", folder)
+
+
+def load_detector(folder: str | Path) -> AttributionGroundingDinoForObjectDetection:
+    """A saved detector in float32 and evaluation mode, from a local folder only."""
+    for name in ("config.json", "model.safetensors"):
+        if not (Path(folder) / name).is_file():
+            raise FileError(f"{Path(folder) / name}: no such file; restore the shipped model or run its notebook in pretrain/")
+    model = AttributionGroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    return model.eval()

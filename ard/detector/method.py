@@ -1,0 +1,37 @@
+"""The AR detector as an attribution method: `rank(query, gallery)`, with gallery features computed once (DESIGN 7, 8)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ard.detector.features import FeatureCache, region_vectors
+from ard.detector.model import AttributionGroundingDinoForObjectDetection
+from ard.detector.prompts import Phrase, Prompt, build_prompt
+from ard.detector.score import rank_variants
+from ard.records import Attribution, Gallery, Query
+
+
+class DetectorMethod:
+    """Ranks by the class phrase and the exemplar of R_Q. One pass answers for ARD- and ARD (`rank_both`)."""
+
+    def __init__(self, model: AttributionGroundingDinoForObjectDetection, cache: FeatureCache | None = None):
+        self.model, self.cache = model, cache or FeatureCache()
+        self._gallery: tuple[Gallery | None, Tensor] = (None, torch.empty(0))
+
+    def prompt(self, query: Query) -> Prompt:
+        """Class phrase and exemplar token of a query."""
+        vector = region_vectors(self.cache(query.image[None]), torch.tensor([query.sample.query_box]))[0]
+        return build_prompt([[Phrase(query.sample.class_name, vector)]])
+
+    def rank(self, query: Query, gallery: Gallery) -> list[Attribution]:
+        """One attribution per gallery image, by ARD when the model's adapters are set, else by ARD-."""
+        return self._rank(self.prompt(query), gallery, (self.model.config.adapters,))[0]
+
+    def rank_both(self, query: Query, gallery: Gallery, prompt: Prompt | None = None) -> dict[str, list[Attribution]]:
+        """{"ARD-": ..., "ARD": ...} from one forward pass; `prompt` replaces the query's own (token swaps)."""
+        return dict(zip(("ARD-", "ARD"), self._rank(prompt or self.prompt(query), gallery, (False, True))))
+
+    def _rank(self, prompt: Prompt, gallery: Gallery, variants: tuple[bool, ...]) -> list[list[Attribution]]:
+        if gallery is not self._gallery[0]:
+            self._gallery = gallery, self.cache(np.stack([gallery.pixels(image) for image in gallery]))
+        return rank_variants(self.model, prompt, self._gallery[1], [image.image_id for image in gallery], variants)

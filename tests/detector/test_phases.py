@@ -1,0 +1,81 @@
+import copy
+
+import numpy as np
+import torch
+from tests.detector.conftest import NAMES
+
+from ard.detector import phases as ph
+from ard.detector.features import region_vectors
+from ard.detector.prompts import EXEMPLAR, TEXT
+from ard.detector.train import TrainSettings
+
+SETTINGS = TrainSettings(steps=3, batch_size=2, warmup=0, learning_rate=1e-2, log_every=1, checkpoint_every=1)
+
+
+def changed(before, after) -> set[str]:
+    return {n for (n, a), (_, b) in zip(before.named_parameters(), after.named_parameters()) if not torch.equal(a, b)}
+
+
+def test_phase1_trains_all_but_the_adapters(tiny, phase_data, tmp_path):
+    before = copy.deepcopy(tiny)
+    ph.train_phase1(tiny, phase_data, NAMES, SETTINGS, tmp_path)
+    names = changed(before, tiny)
+    assert "exemplar_projection.weight" in names and not [n for n in names if n.startswith(("score_head.region", "score_head.token"))]
+
+
+def test_phase2_trains_only_the_adapters(tiny, phase_data, tmp_path):
+    before = copy.deepcopy(tiny)
+    rows = ph.train_phase2(tiny, phase_data, SETTINGS, tmp_path)
+    assert changed(before, tiny) == {f"score_head.{m}.{p}" for m in ("region", "token") for p in ("weight", "bias")}
+    assert tiny.config.adapters and all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[0]["orthogonality"] < 1e-5 < rows[-1]["orthogonality"]
+
+
+def test_gradients_are_finite_at_the_identity():
+    identity = torch.eye(8, requires_grad=True)
+    value = ph.orthogonality(identity)
+    value.backward()
+    assert float(value) < 1e-5 and torch.isfinite(identity.grad).all()
+    raw = torch.eye(8, requires_grad=True)
+    ((raw @ raw.T - torch.eye(8)).square().sum().sqrt()).backward()
+    assert not torch.isfinite(raw.grad).all(), "the un-squared norm of eq. 3 is 0/0 here"
+
+
+def test_orthogonality_is_the_frobenius_norm():
+    matrix = torch.randn(5, 5)
+    assert torch.isclose(ph.orthogonality(matrix), torch.linalg.norm(matrix @ matrix.T - torch.eye(5)), rtol=1e-5)
+
+
+def test_negatives_are_fresh_never_the_source_and_half_of_the_class(phase_data):
+    rng = np.random.default_rng(0)
+    draws = [ph.draw_negatives(rng, phase_data, 0, 4) for _ in range(30)]
+    for draw in draws:
+        assert len(set(draw)) == 4 and 0 not in draw
+        assert sum("cat" in phase_data.shown[g] for g in draw) >= 2
+    assert len({tuple(d) for d in draws}) > 20
+
+
+def test_phase1_batch_moves_box_and_image_together(phase_data):
+    batch = ph.phase1_batches(phase_data, NAMES, 16)(np.random.default_rng(0))
+    for features, box in zip(batch.features, batch.targets.boxes[:, 0]):
+        flip, image = next((f, g) for f in range(2) for g in range(12) if torch.equal(phase_data.gallery[f, g], features))
+        assert np.allclose(box, phase_data.boxes[flip, image], atol=1e-6)
+
+
+def test_phase1_lights_phrase_and_exemplar_and_avoids_shown_classes(phase_data):
+    batch = ph.phase1_batches(phase_data, NAMES, 16, rivals=1)(np.random.default_rng(0))
+    kinds = [set(kind[lit.bool()].tolist()) for kind, lit in zip(batch.prompt.kind, batch.targets.tokens[:, 0])]
+    assert all(k == {TEXT, EXEMPLAR} for k in kinds)
+    assert ((batch.prompt.kind == EXEMPLAR).sum(1) == 2).all(), "its own exemplar and one rival's"
+
+
+def test_phase2_batch_has_targets_on_positives_only(phase_data):
+    batch = ph.phase2_batches(phase_data, 3, k=4)(np.random.default_rng(0))
+    assert batch.targets.real[:, 0].tolist() == ([True] + [False] * 4) * 3
+    assert torch.equal(batch.prompt.exemplar[0], batch.prompt.exemplar[4]), "negatives are asked the same query"
+
+
+def test_mirrored_queries_use_mirrored_boxes(phase_data, toy):
+    images, boxes = toy[0], toy[1]
+    mirrored = np.stack([64 - boxes[:, 2], boxes[:, 1], 64 - boxes[:, 0], boxes[:, 3]], 1)
+    assert torch.allclose(phase_data.queries[1].float(), region_vectors(phase_data.gallery[1], torch.from_numpy(mirrored)), atol=0.05)
