@@ -54,7 +54,11 @@ def probe_row(name: str, among: str, scores: np.ndarray, owner: np.ndarray, clus
 
 
 def leak_probes(dataset: Dataset, split: str = "test", shuffles: int = 1000, seed: int = 0) -> list[dict]:
-    """Rows for box geometry, pixels and colours outside the regions, medium, and file order."""
+    """Rows for box geometry, pixels and colours outside the regions, medium, and file order.
+
+    Place and size of a box belong to the picture, so they must say nothing. Its aspect ratio belongs to the individual
+    (a stretched horse has a wide box wherever it stands): above chance it is a cue of identity rather than a leak.
+    """
     samples, gallery = dataset.samples[split], dataset.gallery[split]
     column = {im.file: g for g, im in enumerate(gallery)}
     owner = np.array([column[s.exemplar_file] for s in samples])
@@ -76,6 +80,8 @@ def rankings(dataset: Dataset, samples: tuple[Sample, ...], gallery: tuple[Galle
     place_in_file = np.linspace(0, 1, len(samples))[:, None] - np.linspace(0, 1, len(gallery))[None]
     return {
         "box geometry": near(geometry(asked, queries), geometry(boxes, images)),
+        "box place and size": near(geometry(asked, queries)[:, :3], geometry(boxes, images)[:, :3]),
+        "box aspect ratio": near(geometry(asked, queries)[:, 3:], geometry(boxes, images)[:, 3:]),
         "pixels outside the regions": outside_pixels(queries, asked, images, boxes),
         "colours outside the regions": compare(colours, queries, asked, images, boxes),
         "medium outside the regions": compare(medium, queries, asked, images, boxes),
@@ -102,10 +108,11 @@ def near(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def geometry(boxes, images) -> np.ndarray:
-    """(n, 4): centre, log width and height, as shares of the image."""
+    """(n, 4): centre and log area as shares of the image, log aspect ratio."""
     pairs = zip(boxes, images, strict=True)
     rows = np.array([to_cxcywh(np.array(box), image.shape[1], image.shape[0]) for box, image in pairs])
-    return np.concatenate([rows[:, :2], np.log(rows[:, 2:])], 1)
+    width, height = np.log(rows[:, 2:].T)
+    return np.stack([rows[:, 0], rows[:, 1], width + height, width - height], 1)
 
 
 def outside(image: np.ndarray, box) -> np.ndarray:

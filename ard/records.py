@@ -239,15 +239,18 @@ def images_to_coco(images: Sequence[GalleryImage]) -> dict:
 
 
 def images_from_coco(coco: dict, where: str) -> tuple[GalleryImage, ...]:
-    """The inverse of `images_to_coco`."""
+    """The inverse of `images_to_coco`; plain COCO or LVIS JSON works as well, its objects then have no individual."""
     try:
         category = {c["id"]: c["name"] for c in coco["categories"]}
         objects: dict[int, list[GroundTruth]] = {image["id"]: [] for image in coco["images"]}
         for a in coco["annotations"]:
-            row = {name: a[name] for name in ("individual_id", "drawing", "designer")}
-            row |= {"class_name": category[a["category_id"]], "box": a["box_xyxy"]}
+            x, y, w, h = a["bbox"]
+            row = {name: a.get(name) or "" for name in ("individual_id", "drawing", "designer")}
+            row |= {"class_name": category[a["category_id"]], "box": a.get("box_xyxy", [x, y, x + w, y + h])}
             objects[a["image_id"]].append(from_row(GroundTruth, row, f"{where} annotation {a['id']}"))
-        return tuple(GalleryImage(im["file_name"], im["name"], tuple(objects[im["id"]]), im["width"], im["height"])
-                     for im in coco["images"])
-    except (KeyError, TypeError) as error:
+        return tuple(GalleryImage(im["file_name"], im.get("name", im["file_name"].rsplit(".", 1)[0]),
+                                  tuple(objects[im["id"]]), im["width"], im["height"]) for im in coco["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RecordError):
+            raise
         raise RecordError(f"{where}: not a gallery in COCO form, {type(error).__name__} {error}") from None

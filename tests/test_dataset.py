@@ -129,10 +129,10 @@ def test_card_names_counts_and_probes(tmp_path):
 
 def test_probes_are_quiet_on_a_clean_dataset(tmp_path):
     rows = leak_probes(build(tmp_path), shuffles=300)
-    assert len(rows) == 10 and all(tuple(r) == PROBE_COLUMNS for r in rows)
+    assert len(rows) == 14 and all(tuple(r) == PROBE_COLUMNS for r in rows)
     assert [r["probe"] for r in rows if r["leaks"]] == []
     assert rows[0]["chance"] == pytest.approx(1 / 24, abs=1e-6) and rows[1]["chance"] == pytest.approx(1 / 8, abs=1e-6)
-    assert probes_csv(rows).count("\n") == 11
+    assert probes_csv(rows).count("\n") == 15
 
 
 @pytest.mark.parametrize("leak, probes", [

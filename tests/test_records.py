@@ -117,6 +117,16 @@ def test_images_are_read_or_named(tmp_path):
             read_image(tmp_path / name)
 
 
+def test_plain_coco_is_read_without_individuals():
+    coco = {"images": [{"id": 7, "file_name": "a/b.jpg", "width": 640, "height": 480}],
+            "categories": [{"id": 3, "name": "dog"}],
+            "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "individual_id": None}]}
+    dog = GroundTruth("dog", "", "", "", (1.0, 2.0, 4.0, 6.0))
+    assert images_from_coco(coco, "here") == (GalleryImage("a/b.jpg", "a/b", (dog,), 640, 480),)
+    with pytest.raises(RecordError, match="here annotation 1: box"):
+        images_from_coco(coco | {"annotations": [coco["annotations"][0] | {"bbox": [1, 2, 0, 4]}]}, "here")
+
+
 def test_gallery_loads_each_image_once():
     calls = []
     gallery = Gallery([make_image(0), make_image(1)], lambda file: calls.append(file) or np.zeros((2, 2, 3), np.uint8))
