@@ -5,7 +5,6 @@ Stands between the detected box R_X and customisation: the mask M_i of the paper
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +20,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ard.checkpoints import Checkpoint, warm_cosine
 from ard.files import atomic_write_bytes, atomic_write_text
 
 Scenes = Callable[[np.random.Generator], Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]]
@@ -175,17 +175,17 @@ def predict_masks(sam: Sam, images: Tensor, boxes: Tensor, owner: Tensor) -> tup
 
 
 def sam_loss(logits: Tensor, iou: Tensor, target: Tensor) -> Tensor:
-    """20 focal + dice + MSE of the IoU head (SAM, appendix A); logits and target (m, H, W), iou (m,)."""
+    """Cross-entropy + dice + MSE of the IoU head; logits and target (m, H, W), iou (m,).
+
+    SAM's appendix A has focal loss first; measured here, its small weight on positives holds a small model at empty masks.
+    """
     target = target.float()
     p = logits.sigmoid()
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    hit = p * target + (1 - p) * (1 - target)
-    alpha = 0.25 * target + 0.75 * (1 - target)
-    focal = (alpha * (1 - hit) ** 2 * bce).mean()
     dice = 1 - (2 * (p * target).sum((1, 2)) + 1) / (p.sum((1, 2)) + target.sum((1, 2)) + 1)
     hard = logits > 0
     both, either = (hard & (target > 0)).sum((1, 2)), (hard | (target > 0)).sum((1, 2))
-    return 20 * focal + dice.mean() + F.mse_loss(iou, both / either.clamp(min=1))
+    entropy = F.binary_cross_entropy_with_logits(logits, target)
+    return entropy + dice.mean() + F.mse_loss(iou, both / either.clamp(min=1))
 
 
 def jitter_boxes(boxes: np.ndarray, rng: np.random.Generator, share: float, limit: float, size: tuple) -> np.ndarray:
@@ -215,31 +215,20 @@ def train_sam(folder: str | Path, scenes: Scenes, config: SamConfig, training: S
     scenes: rng -> [(image (H, W, 3) uint8, masks (n, H, W) bool, boxes (n, 4) xyxy px)]; all images of one size.
     Step i draws from its own generator (seed, i), so nothing but weights and optimiser has to be stored.
     """
-    folder, start = Path(folder), 0
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sam = build_sam(config).to(device).train()
     optimizer = torch.optim.AdamW(sam.parameters(), lr=training.lr, weight_decay=training.weight_decay)
-    recipe = json.dumps([asdict(config), asdict(training), seed], sort_keys=True)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True, map_location=device)
-        if saved["recipe"] != recipe:
-            raise ValueError(f"{checkpoint} was made with other settings; delete it to start again")
-        sam.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
+    checkpoint = Checkpoint(folder / "checkpoint.pt", [asdict(config), asdict(training), seed])
+    start = checkpoint.resume(sam, optimizer, device)
     bar = tqdm(range(start, training.steps), initial=start, total=training.steps, desc="sam", mininterval=5)
     for step in bar:
         loss = _step(sam, optimizer, scenes, training, np.random.default_rng([seed, step]), step, device)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss:.3f}")
         if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
-            buffer = io.BytesIO()
-            torch.save({"model": sam.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1,
-                        "recipe": recipe}, buffer)
-            atomic_write_bytes(checkpoint, buffer.getvalue())
+            checkpoint.save(sam, optimizer, step + 1)
     save_sam(sam, config, folder)
     return sam.eval()
 
@@ -259,10 +248,7 @@ def _step(sam, optimizer, scenes, training: SamTraining, rng, step: int, device:
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().to(device)
     target = torch.from_numpy(np.concatenate(masks)).to(device)
     where = torch.from_numpy(np.concatenate(boxes)).float().to(device)
-    warm = min(1.0, (step + 1) / training.warmup)
-    cosine = 0.5 * (1 + np.cos(np.pi * step / training.steps))
-    for group in optimizer.param_groups:
-        group["lr"] = training.lr * warm * max(cosine, 0.02)
+    optimizer.param_groups[0]["lr"] = training.lr * warm_cosine(step, training.steps, training.warmup)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=training.bf16):
         logits, iou = predict_masks(sam, pixels, where, torch.tensor(owner, device=device))
     loss = sam_loss(logits, iou, target)

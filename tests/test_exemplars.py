@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ard.exemplars import (ExemplarConfig, Pair, best_box, build_exemplars, load_exemplars, read_mask, reasons,
+                           save_exemplars)
+from ard.files import read_jsonl
+
+BOX = (10.0, 10.0, 50.0, 50.0)
+
+
+def detect(image, class_name):
+    boxes = {"cat": [BOX, (0, 0, 5, 5)], "bird": [(1, 1, 9, 40)], "cow": []}.get(class_name, [BOX])
+    return np.array(boxes, float).reshape(-1, 4), np.linspace(0.9, 0.5, len(boxes))
+
+
+def segment(image, box):
+    mask = np.zeros(image.shape[:2], bool)
+    if image[0, 0, 0] == 1:
+        return mask
+    if image[0, 0, 0] == 2:
+        return ~mask
+    mask[15:45, 15:45] = True
+    return mask
+
+
+@pytest.fixture
+def root(tmp_path):
+    for n in range(3):
+        Image.fromarray(np.full((64, 64, 3), n, np.uint8)).save(tmp_path / f"{n}.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    return tmp_path
+
+
+def test_every_pair_ends_in_one_of_the_two_lists_with_its_reason(root):
+    pairs = [Pair("a", "0.png", "cat", {"split": "test"}), Pair("b", "0.png", "cow"), Pair("c", "0.png", "bird"),
+             Pair("d", "1.png", "dog"), Pair("e", "2.png", "dog"), Pair("f", "torn.png", "cat"), Pair("g", "no.png", "cat")]
+    kept, dropped = build_exemplars(pairs, root, detect, segment)
+    assert [k.exemplar_id for k in kept] == ["a"] and len(dropped) == 6
+    assert kept[0].box == BOX and kept[0].score == 0.9  # R_X is the detected box itself
+    assert kept[0].mask_area == 900 and kept[0].facts == {"split": "test"}
+    assert reasons(dropped) == {"bad image": 2, "not found": 1, "too small": 1, "mask empty": 1, "mask outside box": 1}
+    assert "torn.png" in dropped[4].detail and "no.png" in dropped[5].detail
+    assert np.array_equal(read_mask(root / kept[0].mask_file), segment(np.zeros((64, 64, 3), np.uint8), BOX))
+    save_exemplars(kept, dropped, root)
+    assert load_exemplars(root / "exemplars.jsonl") == (kept, [])
+    assert len(read_jsonl(root / "discarded.jsonl")[0]) == 6
+
+
+def test_bad_rows_are_listed(root):
+    (root / "exemplars.jsonl").write_text('{"exemplar_id": "x"}\nnot json\n')
+    good, bad = load_exemplars(root / "exemplars.jsonl")
+    assert not good and len(bad) == 2 and any("x: not an exemplar" in line for line in bad)
+
+
+def test_best_box_breaks_ties_by_place():
+    boxes = np.array([[5, 0, 9, 9], [1, 3, 9, 9], [1, 2, 9, 9]], float)
+    assert best_box(boxes, np.array([0.5, 0.5, 0.5]))[0] == (1.0, 2.0, 9.0, 9.0)
+    assert best_box(np.zeros((0, 4)), np.zeros(0)) is None
+    with pytest.raises(ValueError, match="2 scores"):
+        best_box(boxes[:1], np.zeros(2))
+
+
+def test_empty_or_double_sets_are_refused(root):
+    with pytest.raises(ValueError, match="no .* pairs"):
+        build_exemplars([], root, detect, segment)
+    with pytest.raises(ValueError, match="stand twice"):
+        build_exemplars([Pair("a", "0.png", "cat")] * 2, root, detect, segment, ExemplarConfig())

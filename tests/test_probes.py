@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+
+from ard.identity import IdentityConfig, IdentityEncoder, contrastive_loss, nearest_individual, square_crops, train_identity
+from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_examples
+from ard.world import World
+
+TINY = IdentityConfig(crop=16, width=8, dim=8, steps=4, classes=2, individuals=2, warmup=1, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World.load("data/world")
+
+
+def test_probe_separates_what_is_separable_and_says_what_it_expects():
+    rng = np.random.default_rng(0)
+    labels = np.array(["a", "b", "c"])[np.arange(300) % 3]
+    x = rng.normal(size=(300, 5)) + 3 * np.eye(5)[np.arange(300) % 3]
+    probe = fit_probe(x, labels, 1.0)
+    assert probe.accuracy(x, labels) > 0.95
+    two = fit_probe(x[labels != "c"], labels[labels != "c"], 1.0)
+    assert two.accuracy(x[labels != "c"], labels[labels != "c"]) > 0.95
+    with pytest.raises(ValueError, match="5 features"):
+        probe.predict(x[:, :3])
+    with pytest.raises(ValueError, match="two classes"):
+        fit_probe(x, ["a"] * 300)
+
+
+def test_probes_of_the_world_save_and_load(world, tmp_path):
+    probes, checks = fit_probes(world, 200, 60, features=colour_statistics)
+    assert set(checks) == {"base", "test"} and checks["base"]["context"] > 0.6
+    probes.save(tmp_path / "p.safetensors")
+    images, labels = world_examples(world, 20, 9)
+    again = Probes.load(tmp_path / "p.safetensors", colour_statistics)
+    assert again.accuracy(images, labels) == probes.accuracy(images, labels)
+    with pytest.raises(FileNotFoundError, match="probes missing"):
+        Probes.load(tmp_path / "none")
+
+
+def test_square_crops_keep_proportions():
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[0, 24:40, 8:56] = 255  # 48 wide, 16 high
+    crop = square_crops(image, np.array([[8, 24, 56, 40.0]]), IdentityConfig(crop=48, margin=0.0))[0, 0]
+    assert float((crop > 0.5).float().mean()) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_twins_are_no_negatives():
+    a = torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    alone = contrastive_loss(a[:2], a[:2], ["x", "y"], 0.1)
+    doubled = contrastive_loss(a[[0, 1, 0]], a[[0, 1, 0]], ["x", "y", "x"], 0.1)
+    assert torch.isfinite(doubled) and float(doubled) < float(contrastive_loss(a[[0, 1, 0]], a[[0, 1, 0]], "xyz", 0.1))
+    assert float(alone) < 1
+
+
+def test_identity_training_resumes_bit_by_bit(world, tmp_path, monkeypatch):
+    train_identity(world, tmp_path / "whole", TINY)
+    import ard.identity as module
+
+    real, calls = module.draw_pairs, []
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, "draw_pairs", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_identity(world, tmp_path / "part", TINY)
+    train_identity(world, tmp_path / "part", TINY)
+    assert (tmp_path / "part/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+    encoder = IdentityEncoder.load(tmp_path / "part")
+    vectors = encoder.embed(np.zeros((2, 64, 64, 3), np.uint8), np.array([[0, 0, 64, 64]] * 2))
+    assert vectors.shape == (2, 8) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_nearest_individual_by_a_perfect_and_a_blind_judge(world):
+    rng = np.random.default_rng(0)
+    pool = [world.individual("cat", "test", rng) for _ in range(40)]
+    pool = list({i.palette: i for i in pool}.values())[:3]
+    scene = world.scene(rng, individuals=[pool[1]], context="beach", medium="photo", fillers=0)
+
+    class Colours:
+        """Mean colour under the box, which palettes change."""
+
+        def embed(self, images, boxes):
+            out = [i[int(b[1]):int(b[3]), int(b[0]):int(b[2])].mean((0, 1)) for i, b in zip(images, boxes)]
+            return np.array([np.r_[v, -(v @ v) / 2, 1] if len(out) > 1 else np.r_[v, 1, 0] for v in out])
+
+    class Blind:
+        def embed(self, images, boxes):
+            return np.ones((len(images), 2))
+
+    args = (np.stack([scene.image]), np.array([scene.objects[0].box]), [pool[1]], [pool], [("beach", "photo")])
+    assert nearest_individual(Colours(), world, *args)[0]
+    assert not nearest_individual(Blind(), world, *args)[0]
+    with pytest.raises(ValueError, match="not among"):
+        nearest_individual(Blind(), world, *args[:2], [pool[1]], [pool[:1]], args[4])
