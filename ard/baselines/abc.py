@@ -93,7 +93,7 @@ def train(real: np.ndarray, synthetic: np.ndarray, owner: np.ndarray, config: Ab
     real, synthetic = (unit(torch.as_tensor(f, dtype=torch.float32)) for f in (real, synthetic))
     rng = np.random.default_rng(config.seed)
     mappers = Mappers(real.shape[1])
-    steps = max(1, len(queries) // min(config.batch, len(queries)))  # a short last batch is spread over the others
+    steps = -(-len(queries) // config.batch)  # batches of equal size: a short last one would have fewer negatives
     optimizer = torch.optim.Adam(mappers.parameters(), config.learning_rate, betas=(0.9, 0.999))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs * steps)
     history = []
