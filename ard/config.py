@@ -1,6 +1,6 @@
-"""Configuration: sections of params.yaml as frozen, strictly typed dataclasses; every unknown, missing or mistyped key is an error.
+"""Configuration: sections of params.yaml as frozen, strictly typed dataclasses; a wrong key is an error that names it.
 
-The stage runner checks notebook parameters with it; models and trainers get their settings through `from_dict` (DESIGN 5).
+The stage runner checks notebook parameters with it; models and trainers get their settings through `from_dict`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nearest(word: str, choices: typing.Iterable[str]) -> str:
 
 
 def read_yaml(path: PathLike) -> dict[str, Any]:
-    """Read a YAML 1.2 mapping as DVC does (so `1e-4` is a number, `no` a word, and a key that stands twice is refused)."""
+    """Read a YAML 1.2 mapping as DVC does: `1e-4` is a number, `no` a word, and a key that stands twice is refused."""
     path = Path(path)
     try:
         loaded = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def load_params(path: PathLike = "params.yaml", stage: str | None = None) -> dic
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "params.yaml") -> T:
-    """Build dataclass `cls` from `values`, strictly: no unknown key, no missing one without a default, every type as annotated.
+    """Build dataclass `cls` from `values`, strictly: no unknown key, none missing without a default, types as given.
 
     An integer serves as a float; lists become tuples where the annotation says so; nested dataclasses are built from
     mappings. `where` (as "params.yaml:phase1") opens every ConfigError.
@@ -79,7 +79,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "params.yaml") 
 
 
 def check(value: Any, kind: Any, where: str) -> Any:
-    """`value` as type `kind` (int, float, bool, str, None, list, dict, tuple, unions, Literal, dataclass), or ConfigError."""
+    """`value` as `kind` (int, float, bool, str, None, list, dict, tuple, union, Literal, dataclass), or ConfigError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -89,7 +89,8 @@ def check(value: Any, kind: Any, where: str) -> Any:
         return _check_union(value, kind, where)
     if origin is typing.Literal:
         if value not in arguments or type(value) not in {type(a) for a in arguments}:
-            raise ConfigError(f"{where}: expected one of {list(arguments)}, found {value!r}; {nearest(value, arguments)}")
+            hint = nearest(value, arguments)
+            raise ConfigError(f"{where}: expected one of {list(arguments)}, found {value!r}; {hint}")
         return value
     if (origin or kind) in (list, tuple):
         return _check_sequence(value, kind, where)

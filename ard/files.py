@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, JSON and JSONL, hashes, and what makes a stage resumable (work folder, ledger, publish).
+"""Files on disk: atomic writes, JSON and JSONL, hashes, and what makes a stage resumable: work folder, ledger, publish.
 
 Every other module writes through here, so that nothing half-written ever stands under a final name (DESIGN 9).
 """
@@ -21,7 +21,7 @@ class FileError(ValueError):
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> Path:
-    """Write `data` to a temporary name in the same folder, flush it to the disk, rename it to `path`. Parents are made."""
+    """Write `data` to a temporary name beside `path`, flush it to the disk, then rename it. Parents are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -45,7 +45,8 @@ def atomic_write_text(path: PathLike, text: str) -> Path:
 
 def atomic_write_json(path: PathLike, obj: Any) -> Path:
     """Write `obj` as stable JSON: sorted keys, two-space indent, a newline at the end; NaN and infinity are refused."""
-    return atomic_write_text(path, json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return atomic_write_text(path, text + "\n")
 
 
 def read_json(path: PathLike) -> Any:
@@ -60,7 +61,7 @@ def read_json(path: PathLike) -> Any:
 
 
 def read_jsonl(path: PathLike) -> tuple[list[dict], list[str]]:
-    """Read a JSONL file of objects: the good rows, and one message `file:line: reason` for each bad one. Blank lines are skipped."""
+    """Read a JSONL file of objects: good rows, and `file:line: reason` for each bad one. Blank lines are skipped."""
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path}: no such file; the stage that writes it must run first (dvc repro)")
@@ -102,7 +103,7 @@ def sha256_file(path: PathLike) -> str:
 
 
 def sha256_tree(path: PathLike) -> str:
-    """Hexadecimal sha256 of a file, or of a folder's sorted (relative name, content hash) pairs; 'missing' where there is none."""
+    """Hexadecimal sha256 of a file, or of a folder's sorted (relative name, content hash) pairs; or 'missing'."""
     path = Path(path)
     if path.is_file():
         return sha256_file(path)
@@ -113,7 +114,7 @@ def sha256_tree(path: PathLike) -> str:
 
 
 class Ledger:
-    """Append-only JSONL of finished item keys. Add a key only after the item's data is safe; a torn last line is dropped on opening.
+    """Append-only JSONL of finished item keys. Add a key only after its data is safe; opening drops a torn last line.
 
     >>> ledger = Ledger(Path(tempfile.mkdtemp()) / "done.jsonl")
     >>> ledger.add("item 1", seconds=3); "item 1" in ledger, ledger["item 1"]
@@ -159,9 +160,9 @@ class Ledger:
 
 
 def work_dir(name: str) -> Path:
-    """Folder for unfinished work called `name`: it survives a kill, and the runner empties it when code, parameters or inputs change.
+    """Folder for unfinished work called `name`: survives a kill; dropped when code, parameters or inputs change.
 
-    A stage writes items and its Ledger here and `publish`es the finished folder. Outside the runner it is `.run/hand/name`.
+    A stage writes items and its Ledger here and `publish`es the finished folder. Run by hand it is `.run/hand/name`.
     """
     path = Path(os.environ.get("ARD_WORK", ".run/hand")) / name
     path.mkdir(parents=True, exist_ok=True)

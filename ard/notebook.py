@@ -1,7 +1,7 @@
-"""Notebooks as data: the typed parameters cell, injected values, the check that every cell ran, the normalised executed copy.
+"""Notebooks as data: the typed parameters cell, injected values, the check that every cell ran, stable executed copies.
 
-The stage runner and the notebook tests are built on it. `python -m ard.notebook FILE.py ...` makes `.ipynb` from the percent
-form in which notebooks are comfortably written (`# %% [markdown]`, `# %%`, `# %% parameters`).
+The stage runner and the notebook tests are built on it. `python -m ard.notebook FILE.py ...` makes `.ipynb` from the
+percent form in which notebooks are comfortably written (`# %% [markdown]`, `# %%`, `# %% parameters`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def tagged(notebook: NotebookNode, tag: str) -> list[int]:
 
 
 def parameters(notebook: NotebookNode, where: str) -> type:
-    """The dataclass of a notebook's one `parameters` cell: its annotated names, `steps: int = 100`; no field has a default."""
+    """The dataclass of a notebook's one `parameters` cell of lines `steps: int = 100`; its fields have no defaults."""
     cells = tagged(notebook, "parameters")
     if len(cells) != 1:
         raise NotebookError(f"{where}: expected one cell tagged 'parameters', found {len(cells)}")
@@ -60,21 +60,23 @@ def parameters(notebook: NotebookNode, where: str) -> type:
         if isinstance(line, (ast.Import, ast.ImportFrom)):
             continue
         if not (isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value):
-            raise NotebookError(f"{where}: the parameters cell holds only 'name: type = default', found '{ast.unparse(line)}'")
+            found = ast.unparse(line)
+            raise NotebookError(f"{where}: the parameters cell holds only 'name: type = default', found '{found}'")
+        name = line.target.id
         try:
             kind = eval(ast.unparse(line.annotation), {"__builtins__": {}}, TYPES)
         except (NameError, TypeError) as error:
-            raise NotebookError(f"{where}: parameter '{line.target.id}': {error}; known types: {', '.join(TYPES)}") from None
+            raise NotebookError(f"{where}: parameter '{name}': {error}; known types: {', '.join(TYPES)}") from None
         try:
             from_dict(dataclasses.make_dataclass("Default", [("value", kind)]), {"value": ast.literal_eval(line.value)})
         except (ConfigError, ValueError) as error:
-            raise NotebookError(f"{where}: default of parameter '{line.target.id}': {error}") from None
-        fields.append((line.target.id, kind))
+            raise NotebookError(f"{where}: default of parameter '{name}': {error}") from None
+        fields.append((name, kind))
     return dataclasses.make_dataclass("Parameters", fields, frozen=True)
 
 
 def typed(notebook: NotebookNode, section: dict[str, Any], where: str) -> dict[str, Any]:
-    """`section` of params.yaml checked against the parameters cell; ConfigError names a wrong key and the nearest right one."""
+    """`section` of params.yaml as the parameters cell types it; ConfigError names a wrong key and the nearest one."""
     kind = parameters(notebook, where)
     made = from_dict(kind, section, where)
     return {field.name: getattr(made, field.name) for field in dataclasses.fields(kind)}
@@ -94,7 +96,7 @@ def inject(notebook: NotebookNode, values: dict[str, Any]) -> NotebookNode:
 
 
 def check_ran(notebook: NotebookNode, where: str) -> None:
-    """Raise NotebookError unless every code cell with code ran, in order, without an error and without leaving early."""
+    """Raise NotebookError unless every cell with code ran, in order, without an error and without leaving early."""
     count = 0
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code" or not cell.source.strip():
@@ -110,7 +112,7 @@ def check_ran(notebook: NotebookNode, where: str) -> None:
 
 
 def normalise(notebook: NotebookNode, root: PathLike = "") -> NotebookNode:
-    """A copy with stable bytes: no timestamps, durations, counts, random ids, widgets, stderr (progress), addresses, root paths."""
+    """A copy with stable bytes: no times, counts, random ids, widgets, stderr (progress), addresses, `root`."""
     notebook = copy.deepcopy(notebook)
     notebook.metadata = _metadata()
     for index, cell in enumerate(notebook.cells):
@@ -154,7 +156,7 @@ def _metadata() -> NotebookNode:
 
 
 def from_percent(text: str) -> NotebookNode:
-    """A clean notebook from the percent form: cells open with `# %%`, `# %% [markdown]` (lines as comments) or `# %% parameters`."""
+    """A clean notebook from the percent form: cells open with `# %%`, `# %% [markdown]`, `# %% parameters`."""
     notebook = nbformat.v4.new_notebook(metadata=_metadata())
     parts = re.split(r"^# %%[ \t]*(.*)$", text, flags=re.MULTILINE)
     for index, (kind, body) in enumerate(zip(parts[1::2], parts[2::2])):
@@ -177,7 +179,8 @@ def to_percent(notebook: NotebookNode) -> str:
         if cell.cell_type == "markdown":
             parts.append("# %% [markdown]\n" + "\n".join(f"# {line}".rstrip() for line in cell.source.splitlines()))
         else:
-            parts.append(("# %% parameters\n" if "parameters" in cell.metadata.get("tags", []) else "# %%\n") + cell.source)
+            head = "# %% parameters\n" if "parameters" in cell.metadata.get("tags", []) else "# %%\n"
+            parts.append(head + cell.source)
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,7 +1,7 @@
 """What a result was made by: hashes of the code a notebook reaches, of its parameters and inputs, and library versions.
 
-The runner records it beside the executed notebook; `stamp()` is the last cell of every notebook; `python -m ard.provenance`
-is the DVC stage `code`, which writes one small file of code hashes per notebook for the other stages to depend on.
+The runner records it beside the executed notebook; `stamp()` is the last cell of every notebook; `python -m
+ard.provenance` is the DVC stage `code`: one small file of code hashes per notebook, for the other stages to depend on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from ard.files import FileError, PathLike, atomic_write_json, read_json, sha256_bytes, sha256_file
 
 # Plumbing that moves results about but cannot change them: editing it makes no stage stale.
-PLUMBING = {"ard/__init__.py", "ard/config.py", "ard/files.py", "ard/notebook.py", "ard/provenance.py", "ard/run.py", "ard/stages.py"}
+PLUMBING = {f"ard/{name}.py" for name in ("__init__", "config", "files", "notebook", "provenance", "run", "stages")}
 CODE = {".py", ".pyc"}
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "timm", "peft", "numpy", "pillow", "safetensors")
 
@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "timm", "peft"
 def meaning(source: str) -> str:
     """Python source without comments, docstrings, blank lines and trailing blanks: what its hash is taken of.
 
-    Text that is not plain Python (a cell with magics) is kept as it is. Equal under all Python versions, unlike `ast.dump`.
+    Text that is not plain Python (magics) stays as it is. Equal under all Python versions, unlike `ast.dump`.
 
     >>> meaning('x = 1  # one' + chr(10) * 2 + '# two') == 'x = 1'
     True
@@ -60,7 +60,7 @@ def notebook_source(path: PathLike) -> str:
 
 
 def reached(source: str, root: PathLike = ".") -> list[str]:
-    """Files of the package `ard` that `source` imports, directly or through others, as sorted posix paths below `root`."""
+    """Files of package `ard` that `source` imports, directly or through others: sorted posix paths below `root`."""
     root, found, waiting = Path(root), set(), [(source, "")]
     while waiting:
         text, package = waiting.pop()
@@ -95,12 +95,13 @@ def _imports(source: str, package: str) -> list[str]:
 
 
 def code_of(notebook: PathLike, root: PathLike = ".") -> dict[str, str]:
-    """{file: sha256 of its meaning} for a notebook's code cells and every ard module it reaches, with data files beside it; no plumbing."""
+    """{file: sha256 of its meaning} for a notebook's code cells and the ard modules and packaged data it reaches."""
     source, root = notebook_source(notebook), Path(root)
     modules = [name for name in reached(source, root) if name not in PLUMBING]
     hashes = {name: sha256_bytes(meaning((root / name).read_text(encoding="utf-8")).encode()) for name in modules}
     packages = [root / name for name in modules if name.endswith("/__init__.py")]
-    data = [path for package in packages for path in package.parent.iterdir() if path.is_file() and path.suffix not in CODE]
+    beside = [path for package in packages for path in package.parent.iterdir()]
+    data = [path for path in beside if path.is_file() and path.suffix not in CODE]
     hashes |= {path.relative_to(root).as_posix(): sha256_file(path) for path in data}
     return {Path(notebook).name: sha256_bytes(source.encode()), **hashes}
 
@@ -132,7 +133,7 @@ def commit(root: PathLike = ".") -> str:
 
 
 def stamp() -> None:
-    """Print what made this notebook's results: the last cell of each notebook. The runner tells it through ARD_PROVENANCE."""
+    """Print what made this notebook's results: its last cell. The runner tells it through ARD_PROVENANCE."""
     facts = json.loads(os.environ.get("ARD_PROVENANCE", "{}"))
     for key in ("notebook", "profile", "code_sha256", "params_sha256"):
         print(f"{key:14}{facts.get(key, 'unknown: run by hand, not by python -m ard.run')}")
@@ -140,7 +141,7 @@ def stamp() -> None:
 
 
 def write_code_files(root: PathLike = ".", target: PathLike = ".code") -> list[Path]:
-    """Write `target`/NN_name.json, the `code_of` each notebook, as dependencies of the DVC stages; old ones are removed."""
+    """Write `target`/NN_name.json, the `code_of` each notebook, for DVC stages to depend on; old ones are removed."""
     shutil.rmtree(target, ignore_errors=True)
     notebooks = [path for path in sorted(Path(root, "notebooks").rglob("[0-9][0-9]_*.ipynb")) if source_notebook(path)]
     return [atomic_write_json(Path(target) / f"{path.stem}.json", code_of(path, root)) for path in notebooks]

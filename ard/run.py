@@ -1,25 +1,25 @@
-"""The stage runner: `python -m ard.run NN_name` runs one notebook with its section of params.yaml and proves what it ran (DESIGN 5).
+"""The stage runner: `python -m ard.run NN_name` runs one notebook with its section of params.yaml and proves what ran.
 
 To add a stage `05_dataset` (a pretraining one the same, in notebooks/pretrain/ and with `frozen: true`):
-1. Write `notebooks/05_dataset.ipynb` (as percent text, then `python -m ard.notebook notebooks/05_dataset.py`, and remove the
-   text). One cell is tagged `parameters` and holds only lines `name: type = default`; the last cell calls `stamp()`.
-2. Give `params.yaml` a section `dataset` (the name without its number) with exactly these keys, and `params/smoke.yaml` a section
-   `dataset` with the smaller values. A notebook without parameters needs no section.
+1. Write `notebooks/05_dataset.ipynb` (as percent text, then `python -m ard.notebook notebooks/05_dataset.py`, and
+   remove the text). One cell is tagged `parameters`, with only `name: type = default`; the last cell calls `stamp()`.
+2. Give `params.yaml` a section `dataset` (the name without its number) with exactly these keys, and
+   `params/smoke.yaml` a section `dataset` with the smaller values. A notebook without parameters needs no section.
 3. Add it to `dvc.yaml` at its place in the order of the data flow:
        05_dataset:
          cmd: python -m ard.run 05_dataset
          params: [dataset]
          deps: [.code/05_dataset.json, data/generated]
          outs: [{data/mini-coco: {cache: false}}]
-   `.code/05_dataset.json` stands for the notebook's code cells and every ard module that they reach; name only data beside it.
+   `.code/05_dataset.json` stands for the notebook's code cells and all of ard that they reach; beside it name data.
 The tests then run it with the smoke profile, and fail while one of the three is missing.
 
-A profile other than `mini` puts `params/PROFILE.yaml` over `params.yaml` and works in the folder `PROFILE/`, laid out like the
-repository, so it never touches shipped data. Data that no stage makes is copied there; so are, after their own stage ran, the outs
-that the profile's list `shipped` names (small base models made in seconds are too poor to feed the later stages).
+A profile other than `mini` puts `params/PROFILE.yaml` over `params.yaml` and works in the folder `PROFILE/`, laid out
+like the repository, so it never touches shipped data. Data that no stage makes is copied there; so are, after their own
+stage ran, the outs that its list `shipped` names (base models made in seconds are too poor to feed later stages).
 
-Long stages put unfinished work in `ard.files.work_dir(...)` and `publish` it: a killed run goes on where it was, as long as code,
-parameters and inputs are the same; a finished run leaves no work behind, so the next one computes everything again.
+Long stages put unfinished work in `ard.files.work_dir(...)` and `publish` it: a killed run goes on where it was, while
+code, parameters and inputs stay the same; a finished run leaves no work, so the next one computes everything again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ard import provenance
 from ard.config import ConfigError
 from ard.files import FileError, Ledger, atomic_write_json, read_json, sha256_bytes, sha256_tree
 from ard.notebook import NotebookError
-from ard.stages import Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages
+from ard.stages import Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages, workspace_of
 
 # The same in every run of a stage, whoever starts it.
 ENVIRONMENT = {
@@ -69,8 +69,7 @@ class Run:
     def __post_init__(self) -> None:
         self.root = Path(self.root).resolve()
         self.params = Path(self.params or self.root / "params.yaml")
-        default = self.root if self.profile == "mini" else self.root / self.profile
-        self.workspace = Path(self.workspace or default).resolve()
+        self.workspace = Path(self.workspace or workspace_of(self.root, self.profile)).resolve()
         self.notebook = find_notebook(self.stage.name, self.root)
         self.values = self._values()
         self.facts = self._facts()
@@ -88,9 +87,9 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         code = provenance.code_of(self.notebook, self.root)
         inputs = {path: sha256_tree(self.workspace / path) for path in self.stage.deps}
-        return {"notebook": self.stage.name, "profile": self.profile, "parameters": self.values, "code": code, "inputs": inputs,
-                "params_sha256": provenance.digest(self.values), "code_sha256": provenance.digest(code),
-                "versions": provenance.versions(), "commit": provenance.commit(self.root)}
+        return {"notebook": self.stage.name, "profile": self.profile, "parameters": self.values, "code": code,
+                "inputs": inputs, "params_sha256": provenance.digest(self.values),
+                "code_sha256": provenance.digest(code), "versions": provenance.versions(), "commit": provenance.commit(self.root)}
 
     @property
     def key(self) -> str:
@@ -105,7 +104,8 @@ class Run:
     def guarded(self) -> dict[str, str]:
         """Hashes of what may not change while the stage runs: parameters, notebook code, each file of ard."""
         files = sorted((self.root / "ard").rglob("*.py"))
-        meanings = {path.relative_to(self.root).as_posix(): provenance.meaning(path.read_text(encoding="utf-8")) for path in files}
+        meanings = {path.relative_to(self.root).as_posix(): provenance.meaning(path.read_text(encoding="utf-8"))
+                    for path in files}
         meanings[self.notebook.relative_to(self.root).as_posix()] = provenance.notebook_source(self.notebook)
         hashes = {name: sha256_bytes(text.encode()) for name, text in meanings.items()}
         return {**hashes, f"{self.params.name}:{self.stage.section}": provenance.digest(self._values())}
@@ -116,7 +116,7 @@ class Run:
 
     @contextlib.contextmanager
     def environment(self) -> Iterator[dict[str, str]]:
-        """The process environment of the stage: unfinished work of other keys is removed; the old environment comes back after."""
+        """The stage's process environment, until the block ends. Unfinished work of other keys is removed."""
         for path in self.work.parent.glob("*"):
             if path.is_dir() and path != self.work:
                 shutil.rmtree(path)
@@ -153,7 +153,8 @@ def execute(run: Run) -> None:
     import papermill
 
     before, start, seen = run.guarded(), time.monotonic(), run.work.parent / "executed.ipynb"
-    failures = (papermill.PapermillException, nbclient.exceptions.DeadKernelError, nbclient.exceptions.CellControlSignal)
+    died = nbclient.exceptions.DeadKernelError
+    failures = (papermill.PapermillException, died, nbclient.exceptions.CellControlSignal)
     with run.environment():
         try:
             executed = papermill.execute_notebook(
@@ -170,10 +171,10 @@ def execute(run: Run) -> None:
 
 
 def run_all(root: Path, profile: str, params: Path) -> None:
-    """Run every stage, pretraining included, from nothing. Killed, it goes on where it was; finished, the next call starts anew."""
+    """Run every stage, pretraining included, from nothing. Killed, it goes on where it was when called again."""
     pipeline = stages(root)
-    workspace = root if profile == "mini" else root / profile
-    prepare_workspace(root, workspace, pipeline)
+    workspace = workspace_of(root, profile)
+    prepare_workspace(root, workspace, pipeline, pipeline)
     ledger = Ledger(workspace / ".run" / "all.jsonl")
     for stage in pipeline:
         run = Run(stage, root, profile, params)
@@ -203,7 +204,7 @@ def print_estimate(root: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m ard.run", description="Run a notebook as a checked, resumable stage.")
+    parser = argparse.ArgumentParser(prog="python -m ard.run", description="Run a notebook as a checked stage.")
     parser.add_argument("name", nargs="?", help="notebook, as 06_phase1")
     parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable")
     parser.add_argument("--estimate", action="store_true", help="print how long each stage took when it last ran")
@@ -219,9 +220,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.all:
             run_all(root, given.profile, given.params.resolve())
         elif given.name:
-            stage = {stage.name: stage for stage in stages(root)}.get(given.name, Stage(given.name.removesuffix(".ipynb")))
-            run = Run(stage, root, given.profile, given.params.resolve())
-            prepare_workspace(root, run.workspace, stages(root))
+            name, pipeline = given.name.removesuffix(".ipynb"), stages(root)
+            stage = next((stage for stage in pipeline if stage.name == name), Stage(name))
+            prepare_workspace(root, workspace_of(root, given.profile), [stage], pipeline)
             execute(Run(stage, root, given.profile, given.params.resolve()))
     except (ConfigError, FileError, NotebookError) as error:
         print(f"ard.run: {error}", file=sys.stderr)

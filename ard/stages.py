@@ -1,4 +1,4 @@
-"""The pipeline as data: the notebook stages of dvc.yaml, where each notebook stands, its settings, and a profile's workspace."""
+"""The pipeline as data: the notebook stages of dvc.yaml, their notebooks and settings, a profile's workspace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMAND = "python -m ard.run "
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook stage of dvc.yaml: data dependencies and outputs as paths relative to the repository (or workspace)."""
+    """One notebook stage of dvc.yaml: data dependencies and outputs, relative to the repository or workspace."""
 
     name: str
     deps: tuple[str, ...] = ()
@@ -82,10 +82,15 @@ def copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
 
 
-def prepare_workspace(root: Path, workspace: Path, pipeline: list[Stage]) -> None:
-    """Copy the data that stages need and no stage makes from the repository into a profile's workspace, once."""
+def workspace_of(root: Path, profile: str) -> Path:
+    """Where a profile works: the repository itself for `mini`, a folder of the profile's name in it for the others."""
+    return root if profile == "mini" else root / profile
+
+
+def prepare_workspace(root: Path, workspace: Path, wanted: list[Stage], pipeline: list[Stage]) -> None:
+    """Copy data that the `wanted` stages need and no stage of the pipeline makes into a profile's workspace, once."""
     made = {out for stage in pipeline for out in stage.outs}
-    for dep in sorted({dep for stage in pipeline for dep in stage.deps}):
+    for dep in sorted({dep for stage in wanted for dep in stage.deps}):
         inside = any(dep == out or dep.startswith(f"{out}/") for out in made)
         if workspace != root and not inside and not (workspace / dep).exists():
             copy(root / dep, workspace / dep)

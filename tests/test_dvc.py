@@ -1,4 +1,4 @@
-"""dvc.yaml and the runner together, in a temporary repository: what makes a stage stale, and what a fresh clone runs."""
+"""dvc.yaml and the runner together, in a temporary repository: what makes a stage stale, what a fresh clone runs."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ard import notebook as nb
+from ard.provenance import PLUMBING
 
 ROOT = Path(__file__).parents[1]
 DVC = """stages:
@@ -46,7 +47,8 @@ Path("data/b.txt").write_text(Path("data/a.txt").read_text() + "!")
 def shell(*command, cwd):
     # `python` of the stages is the one that runs the tests.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PATH": path, "PYTHONPATH": ""})
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": ""}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -61,11 +63,9 @@ def repro(root):
 def repo(tmp_path):
     root = tmp_path / "repo"
     (root / "notebooks" / "pretrain").mkdir(parents=True)
-    shutil.copytree(ROOT / "ard", root / "ard", ignore=lambda folder, names: [
-        name for name in names if name not in {"__init__.py", "config.py", "files.py", "notebook.py", "provenance.py", "run.py",
-                                               "stages.py"}])
-    for name in (".gitignore", ".dvcignore"):
-        shutil.copy(ROOT / name, root)
+    (root / "ard").mkdir()
+    for name in (".gitignore", ".dvcignore", *PLUMBING):
+        shutil.copy(ROOT / name, root / name)
     (root / "ard" / "one.py").write_text("def twice(x):\n    return 2 * x\n")
     (root / "dvc.yaml").write_text(DVC)
     (root / "params.yaml").write_text("a: {size: 2}\nother: {x: 1}\n")

@@ -38,7 +38,8 @@ def test_percent_form_round_trips_with_stable_ids():
 def test_typed_parameters_keep_their_types():
     book = nb.from_percent(TEXT)
     values = nb.typed(book, SECTION, "params.yaml:x")
-    assert values == {"steps": 1, "lr": 2.0, "name": "007", "sizes": (3,), "limit": None} and type(values["lr"]) is float
+    assert values == {"steps": 1, "lr": 2.0, "name": "007", "sizes": (3,), "limit": None}
+    assert type(values["lr"]) is float
     source = nb.inject(book, values).cells[2].source
     space = {}
     exec(source, space)
@@ -74,7 +75,8 @@ def test_wrong_parameter_cells_are_refused(line, message):
 
 def ran(*sources, outputs=()):
     book = nb.from_percent("# %% parameters\n\n")
-    book.cells += [new_code_cell(source, execution_count=i + 1, outputs=list(outputs)) for i, source in enumerate(sources)]
+    book.cells += [new_code_cell(source, execution_count=count, outputs=list(outputs))
+                   for count, source in enumerate(sources, start=1)]
     return book
 
 
@@ -100,7 +102,7 @@ def test_normalised_copies_of_equal_runs_are_equal_bytes():
                    new_output("execute_result", execution_count=count, data={"text/plain": "3", "image/png": "AAAA"})]
         book = ran("a", outputs=outputs)
         book.cells[1].id, book.cells[1].execution_count = f"random-{count}", count
-        book.cells[1].metadata = {"execution": {"iopub.execute_input": f"time {count}"}, "papermill": {"duration": count}}
+        book.cells[1].metadata = {"execution": {"shell.execute_reply": f"at {count}"}, "papermill": {"duration": count}}
         book.metadata["papermill"] = {"duration": count}
         return nbformat.writes(nb.normalise(book, root))
 

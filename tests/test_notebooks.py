@@ -1,7 +1,7 @@
-"""The smoke pipeline: nbval executes every notebook, in the order of dvc.yaml, with the smoke profile in a folder of its own.
+"""The smoke pipeline: nbval executes every notebook in the order of dvc.yaml, at smoke size, in a folder of its own.
 
-Also the rules that every notebook keeps (one question, at most 25 cells of at most 15 lines, no logic), and that notebooks,
-dvc.yaml, params.yaml and params/smoke.yaml name each other.
+Also the rules that every notebook keeps (one question, at most 25 cells of at most 15 lines, no logic), and that
+notebooks, dvc.yaml, params.yaml and params/smoke.yaml name each other.
 """
 
 import ast
@@ -22,15 +22,15 @@ from ard.stages import prepare_workspace, stages
 ROOT = Path(__file__).parents[1]
 PIPELINE = stages(ROOT)
 SOURCES = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if source_notebook(path.relative_to(ROOT)))
-NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300", "-q", "--tb=short",
-         "-p", "no:cacheprovider"]
+NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
+         "-q", "--tb=short", "-p", "no:cacheprovider"]
 each_notebook = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
-    prepare_workspace(ROOT, folder, PIPELINE)
+    prepare_workspace(ROOT, folder, PIPELINE, PIPELINE)
     return folder
 
 

@@ -27,8 +27,9 @@ def test_meaning_ignores_comments_and_docstrings_only(a, b, same):
 
 
 def test_code_of_follows_imports(tmp_path):
-    for name, text in {"__init__": "", "a": "from ard.deep import core", "b": "", "files": "", "unused": "",
-                       "deep/__init__": "from .core import f", "deep/core": "from ..b import x\nimport ard.files"}.items():
+    texts = {"__init__": "", "a": "from ard.deep import core", "b": "", "files": "", "unused": "",
+             "deep/__init__": "from .core import f", "deep/core": "from ..b import x\nimport ard.files"}
+    for name, text in texts.items():
         (tmp_path / "ard" / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "ard" / f"{name}.py").write_text(text)
     (tmp_path / "ard" / "deep" / "table.csv").write_text("1")

@@ -1,17 +1,12 @@
-"""ard.run: each trap of running notebooks as DVC stages, in small temporary repositories with their own `ard` package."""
-
-import json
-import os
-import time
-from pathlib import Path
+"""ard.run: each trap of notebooks as DVC stages, in small temporary repositories with their own `ard` package."""
 
 import pytest
 
 from ard import notebook as nb
 from ard import run
 from ard.config import ConfigError
-from ard.files import FileError, read_json
-from ard.stages import Stage, find_notebook, settings, stages
+from ard.files import read_json
+from ard.stages import Stage
 
 TEXT = """# %% [markdown]
 # # Does it run?
@@ -33,7 +28,21 @@ Path("data/out.txt").write_text(f"{{steps * FACTOR}} {{flag!r}} {{label!r}}")
 print("ran at", Path.cwd(), object())
 """
 PARAMS = "tiny:\n  steps: 3\n  flag: false\n  label: '007'\n"
-DVC = "stages:\n  01_tiny:\n    cmd: python -m ard.run 01_tiny\n    params: [tiny]\n    outs: [{data/out.txt: {cache: false}}]\n"
+DVC = """stages:
+  01_tiny:
+    cmd: python -m ard.run 01_tiny
+    params: [tiny]
+    outs: [{data/out.txt: {cache: false}}]
+"""
+WORK = """import os
+from pathlib import Path
+
+
+def items():
+    path = Path(os.environ["ARD_WORK"], "items")
+    path.mkdir(exist_ok=True)
+    return path
+"""
 
 
 @pytest.fixture
@@ -59,7 +68,8 @@ def test_typed_parameters_reach_the_notebook_and_the_copy_is_stable(repo, capsys
     assert "ran at" in capsys.readouterr().out
     first, facts = copy.read_bytes(), read_json(side)
     assert str(root).encode() not in first and b"0x..." in first
-    assert facts["parameters"] == {"steps": 3, "flag": False, "label": "007"} and set(facts["code"]) == {"01_tiny.ipynb", "ard/tool.py"}
+    assert facts["parameters"] == {"steps": 3, "flag": False, "label": "007"}
+    assert set(facts["code"]) == {"01_tiny.ipynb", "ard/tool.py"}
     assert facts["versions"]["torch"] and len(facts["code_sha256"]) == 64 and facts["seconds"] > 0
     assert not (root / ".run/01_tiny").exists()
     source = root / "notebooks/01_tiny.ipynb"
@@ -90,7 +100,8 @@ def test_wrong_parameters_are_refused_before_anything_runs(repo, capsys, params,
     ("notebooks/01_tiny.ipynb", "print(", "print(1,", "notebooks/01_tiny.ipynb"),
 ])
 def test_an_edit_during_the_run_fails_the_stage(repo, capsys, target, old, new, named):
-    root = repo(code=f"from pathlib import Path\np = Path({target!r})\np.write_text(p.read_text().replace({old!r}, {new!r}))")
+    edit = f"p.write_text(p.read_text().replace({old!r}, {new!r}))"
+    root = repo(code=f"from pathlib import Path\np = Path({target!r})\n{edit}")
     assert run.main(["01_tiny"]) == 1
     assert f"changed while the stage ran: {named}" in capsys.readouterr().err
     assert not (root / "notebooks/executed").exists()
@@ -134,8 +145,7 @@ def test_unfinished_work_is_kept_until_something_changes(repo):
     code = ("from ard.work import items\nfolder = items()\nn = len(list(folder.iterdir()))\n"
             "(folder / str(n)).touch()\nassert n >= 1, 'killed'")
     root = repo(code=code)
-    (root / "ard/work.py").write_text("import os\nfrom pathlib import Path\n\n\ndef items():\n"
-                                      "    path = Path(os.environ['ARD_WORK'], 'items')\n    path.mkdir(exist_ok=True)\n    return path\n")
+    (root / "ard/work.py").write_text(WORK)
     assert run.main(["01_tiny"]) == 1
     (root / "params.yaml").write_text(PARAMS.replace("3", "4"))
     assert run.main(["01_tiny"]) == 1
@@ -147,7 +157,6 @@ def test_profiles_work_in_a_folder_of_their_own(repo, capsys):
     root = repo()
     assert run.main(["01_tiny", "--profile", "smoke"]) == 0
     assert (root / "smoke/data/out.txt").read_text() == "2 False '007'" and not (root / "data").exists()
-    assert settings("tiny", "smoke", root / "params.yaml") == {"steps": 1, "flag": False, "label": "007"}
     assert run.main(["01_tiny", "--profile", "smok"]) == 1
     assert "did you mean 'smoke'?" in capsys.readouterr().err
     (root / "params/smoke.yaml").write_text("tiny:\n  stesp: 1\n")
@@ -156,7 +165,8 @@ def test_profiles_work_in_a_folder_of_their_own(repo, capsys):
 
 
 def test_all_resumes_after_a_failure_and_starts_anew_after_success(repo, capsys):
-    root = repo(code="from pathlib import Path\nassert Path('go').exists(), 'killed'", smoke="tiny: {steps: 1}\nshipped: [data/out.txt]\n")
+    root = repo(code="from pathlib import Path\nassert Path('go').exists(), 'killed'",
+                smoke="tiny: {steps: 1}\nshipped: [data/out.txt]\n")
     (root / "data").mkdir()
     (root / "data/out.txt").write_text("shipped")
     assert run.main(["--all", "--profile", "smoke"]) == 1
@@ -165,10 +175,3 @@ def test_all_resumes_after_a_failure_and_starts_anew_after_success(repo, capsys)
     assert (root / "smoke/data/out.txt").read_text() == "shipped" == (root / "data/out.txt").read_text()
     assert not (root / "smoke/.run/all.jsonl").exists()
     assert run.main(["--estimate"]) == 0 and "not measured" in capsys.readouterr().out
-
-
-def test_stages_and_names(repo):
-    root = repo()
-    assert stages(root) == [Stage("01_tiny", outs=("data/out.txt",))] and stages(root)[0].section == "tiny"
-    with pytest.raises(FileError, match=r"no notebook called '01_tyni'; did you mean '01_tiny'\?"):
-        find_notebook("01_tyni", root)
