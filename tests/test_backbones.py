@@ -9,13 +9,21 @@ def test_both_packaged_models_load_frozen():
     assert len(vision.state_dict()) == 296
     for model in (vision, text):
         assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert tokenizer.convert_ids_to_tokens(tokenizer("teddy bear .")["input_ids"]) == ["[CLS]", "teddy", "bear", ".", "[SEP]"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("teddy bear .")["input_ids"]) == [
+        "[CLS]",
+        "teddy",
+        "bear",
+        ".",
+        "[SEP]",
+    ]
     assert backbones.minilm()[0] is text
 
 
 def test_minilm_knows_that_a_cat_is_nearer_to_a_dog_than_to_a_mountain():
     model, tokenizer = backbones.minilm()
-    cat, dog, mountain = (model(**tokenizer(w, return_tensors="pt")).last_hidden_state[0, 1] for w in ("cat", "dog", "mountain"))
+    cat, dog, mountain = (
+        model(**tokenizer(w, return_tensors="pt")).last_hidden_state[0, 1] for w in ("cat", "dog", "mountain")
+    )
     assert torch.cosine_similarity(cat, dog, 0) > torch.cosine_similarity(cat, mountain, 0)
 
 

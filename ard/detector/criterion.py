@@ -1,6 +1,8 @@
-"""The detection loss: Hungarian matching, focal loss on token logits, L1 and GIoU, for every decoder layer and the encoder.
+"""The detection loss: Hungarian matching, focal loss on token logits, L1 and GIoU, for every decoder layer and the
+encoder.
 
-Published settings by name (FACTS 1.3, 2); transformers' built-in loss leaves the proposal head untrained, so it is not used.
+Published settings by name (FACTS 1.3, 2); transformers' built-in loss leaves the proposal head untrained, so it is
+not used.
 """
 
 from dataclasses import dataclass
@@ -41,10 +43,14 @@ class Targets:
 
 
 def make_targets(boxes: Sequence[np.ndarray | Tensor], labels: Sequence[Sequence[int]], phrase_map: Tensor) -> Targets:
-    """Per image boxes (n, 4) cxcywh in [0, 1] and n phrase indices; `phrase_map` (B, P, T) from `prompts.phrase_map`."""
+    """Per image boxes (n, 4) cxcywh in [0, 1] and n phrase indices; `phrase_map` (B, P, T) from
+    `prompts.phrase_map`."""
     most = max((len(b) for b in boxes), default=0)
-    out = Targets(torch.zeros(len(boxes), most, 4), torch.zeros(len(boxes), most, phrase_map.shape[-1]),
-                  torch.zeros(len(boxes), most, dtype=torch.bool))
+    out = Targets(
+        torch.zeros(len(boxes), most, 4),
+        torch.zeros(len(boxes), most, phrase_map.shape[-1]),
+        torch.zeros(len(boxes), most, dtype=torch.bool),
+    )
     for i, (box, label) in enumerate(zip(boxes, labels)):
         if len(box) != len(label):
             raise ValueError(f"image {i}: {len(box)} boxes but {len(label)} labels")
@@ -98,7 +104,11 @@ def hungarian(cost: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         images += [i] * len(rows)
         regions += rows.tolist()
         objects += columns.tolist()
-    return torch.tensor(images, dtype=torch.long), torch.tensor(regions, dtype=torch.long), torch.tensor(objects, dtype=torch.long)
+    return (
+        torch.tensor(images, dtype=torch.long),
+        torch.tensor(regions, dtype=torch.long),
+        torch.tensor(objects, dtype=torch.long),
+    )
 
 
 def set_loss(logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights, normaliser: float) -> dict[str, Tensor]:
@@ -107,21 +117,37 @@ def set_loss(logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights, 
     wanted = torch.zeros_like(logits)
     wanted[i, n] = targets.tokens[i, m]
     found, true = boxes[i, n], targets.boxes[i, m]
-    return {"class": focal_loss(logits, wanted).sum() / normaliser,
-            "box": (found - true).abs().sum() / normaliser,
-            "giou": (1 - giou(corners(found), corners(true))).sum() / normaliser}
+    return {
+        "class": focal_loss(logits, wanted).sum() / normaliser,
+        "box": (found - true).abs().sum() / normaliser,
+        "giou": (1 - giou(corners(found), corners(true))).sum() / normaliser,
+    }
 
 
-def detection_loss(match: Match, targets: Targets, setting: str = "groundingdino", top: int = 60) -> tuple[Tensor, dict[str, float]]:
-    """Total loss over decoder layers (auxiliary losses) and the `top` first-stage positions, and its parts for the log."""
+def detection_loss(
+    match: Match, targets: Targets, setting: str = "groundingdino", top: int = 60
+) -> tuple[Tensor, dict[str, float]]:
+    """Total loss over decoder layers (auxiliary losses) and the `top` first-stage positions, and its parts for the
+    log."""
     weights = SETTINGS[setting]
     objects = float(targets.real.sum().clamp(min=1))
     layers = match.layer_logits.shape[1]
     repeated = Targets(*(t.repeat_interleave(layers, 0) for t in (targets.boxes, targets.tokens, targets.real)))
     decoder = set_loss(match.layer_logits.flatten(0, 1), match.layer_boxes.flatten(0, 1), repeated, weights, objects)
-    best = match.encoder_logits.detach().max(-1).values.topk(min(top, match.encoder_logits.shape[1]), 1).indices[..., None]
-    encoder = set_loss(match.encoder_logits.gather(1, best.expand(-1, -1, match.encoder_logits.shape[-1])),
-                       match.encoder_boxes.gather(1, best.expand(-1, -1, 4)), targets, weights, objects)
+    best = (
+        match.encoder_logits.detach().max(-1).values.topk(min(top, match.encoder_logits.shape[1]), 1).indices[..., None]
+    )
+    encoder = set_loss(
+        match.encoder_logits.gather(1, best.expand(-1, -1, match.encoder_logits.shape[-1])),
+        match.encoder_boxes.gather(1, best.expand(-1, -1, 4)),
+        targets,
+        weights,
+        objects,
+    )
     total = sum(w * (decoder[k] + encoder[k]) for w, k in zip(weights.loss, ("class", "box", "giou")))
     log = {k: float(v.detach()) / layers for k, v in decoder.items()}
-    return total, {"loss": float(total.detach()), **log, **{f"encoder_{k}": float(v.detach()) for k, v in encoder.items()}}
+    return total, {
+        "loss": float(total.detach()),
+        **log,
+        **{f"encoder_{k}": float(v.detach()) for k, v in encoder.items()},
+    }

@@ -1,4 +1,5 @@
-"""Detection quality: average precision at IoU .5, and recall and false positives at one threshold set on base scenes."""
+"""Detection quality: average precision at IoU .5, and recall and false positives at one threshold set on base
+scenes."""
 
 from dataclasses import dataclass
 from typing import Sequence
@@ -22,32 +23,48 @@ class Answers:
     truth: list[np.ndarray]  # (n, 4) xyxy per scene
 
 
-def ask_by_text(model: AttributionGroundingDinoForObjectDetection, pool: ScenePool, names: Sequence[str]) -> list[Answers]:
+def ask_by_text(
+    model: AttributionGroundingDinoForObjectDetection, pool: ScenePool, names: Sequence[str]
+) -> list[Answers]:
     """Each class alone, by its name, on every scene: what the stages ask."""
     prompts = [build_prompt([[Phrase(name)]]) for name in names]
-    return [Answers(c, detect_features(model, pool.features, prompt), _truth(pool, c)) for c, prompt in enumerate(prompts)]
+    return [
+        Answers(c, detect_features(model, pool.features, prompt), _truth(pool, c)) for c, prompt in enumerate(prompts)
+    ]
 
 
-def ask_by_exemplar(model: AttributionGroundingDinoForObjectDetection, pool: ScenePool, names: Sequence[str], seed: int,
-                    with_text: bool = False) -> list[Answers]:
+def ask_by_exemplar(
+    model: AttributionGroundingDinoForObjectDetection,
+    pool: ScenePool,
+    names: Sequence[str],
+    seed: int,
+    with_text: bool = False,
+) -> list[Answers]:
     """Each class on every scene by the exemplar of another individual from another scene of the pool."""
     rng = np.random.default_rng(seed)
     answers = []
     for c, name in enumerate(names):
         candidates = np.flatnonzero(pool.label == c)
         chosen = [other_individual(rng, pool, candidates, s) for s in range(len(pool))]
-        prompt = build_prompt([[Phrase(name if with_text or o is None else None, None if o is None else pool.regions[o].float())]
-                               for o in chosen])
+        prompt = build_prompt(
+            [
+                [Phrase(name if with_text or o is None else None, None if o is None else pool.regions[o].float())]
+                for o in chosen
+            ]
+        )
         answers.append(Answers(c, detect_features(model, pool.features, prompt), _truth(pool, c)))
     return answers
 
 
 def _truth(pool: ScenePool, label: int) -> list[np.ndarray]:
-    return [pool.boxes[[o for o in pool.objects_of(s) if pool.label[o] == label]].reshape(-1, 4) for s in range(len(pool))]
+    return [
+        pool.boxes[[o for o in pool.objects_of(s) if pool.label[o] == label]].reshape(-1, 4) for s in range(len(pool))
+    ]
 
 
 def true_positives(boxes: np.ndarray, truth: np.ndarray, iou: float = 0.5) -> np.ndarray:
-    """(n,) bool for boxes, strongest first: each takes its best true box still free at `iou` or more (COCO's greedy rule)."""
+    """(n,) bool for boxes, strongest first: each takes its best true box still free at `iou` or more (COCO's greedy
+    rule)."""
     hit, free = np.zeros(len(boxes), bool), np.ones(len(truth), bool)
     table = box_iou(boxes, truth)
     for i in range(len(boxes)):
@@ -76,7 +93,9 @@ def ap50(answers: Sequence[Answers]) -> float:
     values = []
     for a in answers:
         hits = np.concatenate([true_positives(d.boxes, t) for d, t in zip(a.found, a.truth)])
-        values.append(average_precision(hits, np.concatenate([d.scores for d in a.found]), sum(len(t) for t in a.truth)))
+        values.append(
+            average_precision(hits, np.concatenate([d.scores for d in a.found]), sum(len(t) for t in a.truth))
+        )
     return float(np.nanmean(values))
 
 

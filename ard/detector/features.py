@@ -1,4 +1,5 @@
-"""Frozen vision features: an image once through EfficientNet-lite0, packed into one cacheable vector, and region vectors.
+"""Frozen vision features: an image once through EfficientNet-lite0, packed into one cacheable vector, and region
+vectors.
 
 The only place where pixels enter the detector (DESIGN 7, the part of `encode_image` and `encode_query` worth storing).
 """
@@ -31,14 +32,20 @@ def image_features(images: np.ndarray, batch: int = 64) -> Tensor:
     """Packed frozen features (B, PACKED) float16 of pictures uint8 (B, 64, 64, 3)."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or images.dtype != np.uint8:
-        raise ValueError(f"expected uint8 images (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), found {images.dtype} {images.shape}")
+        raise ValueError(
+            f"expected uint8 images (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), found {images.dtype} {images.shape}"
+        )
     backbone = efficientnet_lite0()
     out = torch.empty(len(images), PACKED, dtype=torch.float16)
     for start in range(0, len(images), batch):
-        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = (
+            torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5
+            - 1
+        )
         pixels = F.interpolate(pixels, size=ENLARGED, mode="bilinear", align_corners=False)
-        _, *maps = backbone.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last),
-                                                  intermediates_only=True)
+        _, *maps = backbone.forward_intermediates(
+            pixels.contiguous(memory_format=torch.channels_last), intermediates_only=True
+        )
         packed = (torch.cat([maps[1], F.pixel_unshuffle(maps[0], 2)], 1), maps[2], maps[3])
         out[start : start + batch] = torch.cat([m.flatten(1) for m in packed], 1).half()
     return out
@@ -47,14 +54,17 @@ def image_features(images: np.ndarray, batch: int = 64) -> Tensor:
 def unpack(features: Tensor) -> list[Tensor]:
     """(B, PACKED) -> one float32 map (B, channels, side, side) per level."""
     sizes = [channels * side * side for channels, side in LEVELS]
-    return [part.float().unflatten(1, (channels, side, side))
-            for part, (channels, side) in zip(features.split(sizes, 1), LEVELS)]
+    return [
+        part.float().unflatten(1, (channels, side, side))
+        for part, (channels, side) in zip(features.split(sizes, 1), LEVELS)
+    ]
 
 
 def region_vectors(features: Tensor, boxes: Tensor) -> Tensor:
     """Frozen part of the exemplar token: RoIAligned features (B, REGION) of one box (B, 4) xyxy pixels per image.
 
-    The paper concatenates upsampled maps, projects them with a 1x1 convolution and RoIAligns to 1x1 (FACTS 1.2). Both steps
+    The paper concatenates upsampled maps, projects them with a 1x1 convolution and RoIAligns to 1x1 (FACTS 1.2). Both
+    steps
     are linear, so the projection can come after RoIAlign, and what comes before it is cached.
     """
     boxes = torch.as_tensor(boxes, dtype=torch.float32)
@@ -63,8 +73,10 @@ def region_vectors(features: Tensor, boxes: Tensor) -> Tensor:
     fine, middle, coarse = unpack(features)
     maps = (F.pixel_shuffle(fine[:, 40:], 2), fine[:, :40], middle, coarse)
     rois = torch.cat([torch.arange(len(boxes))[:, None].float(), boxes], 1)
-    parts = [roi_align(m, rois, grid, m.shape[-1] / IMAGE_SIZE, aligned=True).flatten(1)
-             for m, (_, grid) in zip(maps, REGION_MAPS)]
+    parts = [
+        roi_align(m, rois, grid, m.shape[-1] / IMAGE_SIZE, aligned=True).flatten(1)
+        for m, (_, grid) in zip(maps, REGION_MAPS)
+    ]
     return torch.cat(parts, 1)
 
 

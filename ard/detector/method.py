@@ -1,4 +1,5 @@
-"""The AR detector as an attribution method: `rank(query, gallery)`, with gallery features computed once (DESIGN 7, 8)."""
+"""The AR detector as an attribution method: `rank(query, gallery)`, with gallery features computed once (DESIGN 7,
+8)."""
 
 import numpy as np
 import torch
@@ -33,5 +34,7 @@ class DetectorMethod:
 
     def _rank(self, prompt: Prompt, gallery: Gallery, variants: tuple[bool, ...]) -> list[list[Attribution]]:
         if gallery is not self._gallery[0]:
-            self._gallery = gallery, self.cache(np.stack([gallery.pixels(image) for image in gallery]))
+            with torch.no_grad():
+                features = self.cache(np.stack([gallery.pixels(image) for image in gallery]))
+                self._gallery = gallery, self.model.project_image(features)
         return rank_variants(self.model, prompt, self._gallery[1], [image.image_id for image in gallery], variants)

@@ -1,6 +1,7 @@
 """The detector: transformers' MM Grounding DINO at small width, cut where it can be cached (DESIGN 7; FACTS 1.2, 12).
 
-`encode_image` and `encode_query` are frozen and cacheable; `match` is the joint, trainable part. The frozen backbones stay
+`encode_image` and `encode_query` are frozen and cacheable; `match` is the joint, trainable part. The frozen backbones
+stay
 outside the module, so a saved folder holds trained weights only.
 """
 
@@ -54,8 +55,13 @@ class AttributionConfig(MMGroundingDinoConfig):
 
     def __post_init__(self, **kwargs):
         # placeholders: MM Grounding DINO insists on backbones; they only fix the widths of the projections
-        self.backbone_config = ResNetConfig(embedding_size=8, hidden_sizes=[c for c, _ in LEVELS], layer_type="basic",
-                                            depths=[1] * len(LEVELS), out_indices=list(range(1, len(LEVELS) + 1)))
+        self.backbone_config = ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[c for c, _ in LEVELS],
+            layer_type="basic",
+            depths=[1] * len(LEVELS),
+            out_indices=list(range(1, len(LEVELS) + 1)),
+        )
         self.text_config = BertConfig(vocab_size=1, hidden_size=TEXT_SIZE, num_hidden_layers=0)
         if self.score_rule not in ("mean", "product"):
             raise ValueError(f"score_rule: expected 'mean' or 'product', found {self.score_rule!r}")
@@ -63,7 +69,8 @@ class AttributionConfig(MMGroundingDinoConfig):
 
 
 class ScoreHead(nn.Module):
-    """Token logits F(x) . F~(y) / sqrt(d) + bias. F and F~ start as the identity and are skipped in phase 1 (paper, eq. 1)."""
+    """Token logits F(x) . F~(y) / sqrt(d) + bias. F and F~ start as the identity and are skipped in phase 1 (paper,
+    eq. 1)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -155,40 +162,60 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         return image_features(images)
 
     def encode_query(self, images: np.ndarray | None, boxes, names: Sequence[str | None]) -> Prompt:
-        """One phrase per query: its class name (or None) and the exemplar in box xyxy px of its image (or no images)."""
+        """One phrase per query: its class name (or None) and the exemplar in box xyxy px of its image (or no
+        images)."""
         vectors = [None] * len(names)
         if images is not None:
             vectors = region_vectors(image_features(images), boxes)
         return build_prompt([[Phrase(name, vector)] for name, vector in zip(names, vectors)])
 
+    def project_image(self, features: Tensor) -> Tensor:
+        """Packed features -> image tokens (B, S, d): worth storing instead, once training is over."""
+        maps = zip(self.model.input_proj_vision, unpack(features))
+        return torch.cat([project(level).flatten(2).transpose(1, 2) for project, level in maps], 1)
+
     def match(self, features: Tensor, prompt: Prompt, adapted: bool | None = None) -> Match:
-        """Packed features (B, PACKED) and prompts (B, T) -> boxes and token logits: fusion encoder, selection, decoder."""
-        present = prompt.present
-        vision, where, shapes = self._image_tokens(features)
+        """Packed features (B, PACKED) or image tokens (B, S, d), and B prompts -> boxes and token logits.
+
+        Fusion encoder, language-guided selection, decoder; `adapted` overrides whether the head uses F and F~.
+        """
+        present, shapes = prompt.present, [(side, side) for _, side in LEVELS]
+        vision = self.project_image(features) if features.dim() == 2 else features
+        where = self._where(shapes).expand(len(vision), -1, -1)
         fused = len(shapes) - self.config.fused_levels
         fine = sum(h * w for h, w in shapes[:fused])
         text_where = encode_sinusoidal_position_embedding(positions(prompt)[..., None].float(), self.config.d_model)
         encoded = self.model.encoder(
-            vision_features=vision[:, fine:], vision_position_embedding=where[:, fine:],
+            vision_features=vision[:, fine:],
+            vision_position_embedding=where[:, fine:],
             vision_attention_mask=torch.zeros(vision[:, fine:].shape[:2], dtype=torch.bool),
-            text_features=self._query_tokens(prompt), text_attention_mask=~present,
-            text_self_attention_masks=~phrase_attention(prompt), text_position_embedding=text_where,
-            **_geometry(shapes[fused:], vision))
+            text_features=self._query_tokens(prompt),
+            text_attention_mask=~present,
+            text_self_attention_masks=~phrase_attention(prompt),
+            text_position_embedding=text_where,
+            **_geometry(shapes[fused:], vision),
+        )
         tokens = encoded.last_hidden_state_text
         first_logits, first_boxes = self._first_stage(encoded.last_hidden_state_vision, tokens, present, shapes[fused:])
         start = self._select(first_logits, first_boxes)
         memory = torch.cat([vision[:, :fine] + where[:, :fine], encoded.last_hidden_state_vision], 1)
         decoded = self.model.decoder(
             inputs_embeds=self.model.query_position_embeddings.weight.expand(len(features), -1, -1),
-            vision_encoder_hidden_states=memory, vision_encoder_attention_mask=None,
-            text_encoder_hidden_states=tokens, text_encoder_attention_mask=~present, reference_points=start,
-            **_geometry(shapes, vision))
+            vision_encoder_hidden_states=memory,
+            vision_encoder_attention_mask=None,
+            text_encoder_hidden_states=tokens,
+            text_encoder_attention_mask=~present,
+            reference_points=start,
+            **_geometry(shapes, vision),
+        )
         hidden = decoded.intermediate_hidden_states
         before = torch.cat([start[:, None], decoded.intermediate_reference_points[:, :-1]], 1)
         boxes = (self.bbox_embed[0](hidden) + torch.special.logit(before, eps=1e-5)).sigmoid()
         adapted = self.config.adapters if adapted is None else adapted
         logits = self.score_head(hidden, tokens, present, adapted)
-        return Match(boxes.float(), logits.float(), first_boxes.float(), first_logits.float(), hidden[:, -1], tokens, present)
+        return Match(
+            boxes.float(), logits.float(), first_boxes.float(), first_logits.float(), hidden[:, -1], tokens, present
+        )
 
     def forward(self, images: np.ndarray, prompt: Prompt) -> Match:
         """Pictures (B, 64, 64, 3) uint8 and a prompt for each."""
@@ -201,22 +228,17 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         exemplar = (prompt.exemplar - self.region_mean) / self.region_std
         return torch.where(is_exemplar, self.exemplar_projection(exemplar), self.model.text_projection(prompt.text))
 
-    def _image_tokens(self, features: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """Projected maps as (B, S, d) tokens, their position embeddings, and the maps' shapes."""
-        tokens, where, shapes = [], [], []
-        for level, (project, feature_map) in enumerate(zip(self.model.input_proj_vision, unpack(features))):
-            projected = project(feature_map)
-            side = projected.shape[-2:]
-            sine = self.model.backbone.position_embedding(projected, torch.ones(1, *side, dtype=torch.long))
-            tokens.append(projected.flatten(2).transpose(1, 2))
-            where.append(sine.flatten(2).transpose(1, 2) + self.model.level_embed[level])
-            shapes.append(tuple(side))
-        return torch.cat(tokens, 1), torch.cat(where, 1).expand(len(features), -1, -1), shapes
+    def _where(self, shapes: list[tuple[int, int]]) -> Tensor:
+        """Sine position plus level embedding (1, S, d)."""
+        masks = [torch.ones(1, *side, dtype=torch.long) for side in shapes]
+        sine = [self.model.backbone.position_embedding(mask, mask) for mask in masks]
+        return torch.cat([p.flatten(2).transpose(1, 2) + e for p, e in zip(sine, self.model.level_embed)], 1)
 
     def _first_stage(self, memory, tokens, present, shapes) -> tuple[Tensor, Tensor]:
         """A token logit row and a box for every image position (B, S, T), (B, S, 4): trained by the encoder loss."""
         objects, proposals = self.model.generate_encoder_output_proposals(
-            memory, torch.zeros(memory.shape[:2], dtype=torch.bool), shapes)
+            memory, torch.zeros(memory.shape[:2], dtype=torch.bool), shapes
+        )
         head: MMGroundingDinoContrastiveEmbedding = self.model.encoder_output_class_embed
         logits = objects @ tokens.transpose(1, 2) * objects.shape[-1] ** -0.5 + head.bias
         boxes = (self.model.encoder_output_bbox_embed(objects) + proposals).sigmoid()
@@ -231,12 +253,17 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
 def _geometry(shapes: list[tuple[int, int]], like: Tensor) -> dict:
     """What deformable attention wants to know about the maps; no picture is padded here."""
     spatial = torch.tensor(shapes)
-    return dict(spatial_shapes=spatial, spatial_shapes_list=shapes, valid_ratios=like.new_ones(len(like), len(shapes), 2),
-                level_start_index=torch.cat([spatial.new_zeros(1), spatial.prod(1).cumsum(0)[:-1]]))
+    return dict(
+        spatial_shapes=spatial,
+        spatial_shapes_list=shapes,
+        valid_ratios=like.new_ones(len(like), len(shapes), 2),
+        level_start_index=torch.cat([spatial.new_zeros(1), spatial.prod(1).cumsum(0)[:-1]]),
+    )
 
 
 def save_detector(model: AttributionGroundingDinoForObjectDetection, folder: str | Path) -> Path:
-    """Write config.json and float16 model.safetensors (no frozen backbone in them) and put the folder in place at once."""
+    """Write config.json and float16 model.safetensors (no frozen backbone in them) and put the folder in place at
+    once."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -248,6 +275,10 @@ def load_detector(folder: str | Path) -> AttributionGroundingDinoForObjectDetect
     """A saved detector in float32 and evaluation mode, from a local folder only."""
     for name in ("config.json", "model.safetensors"):
         if not (Path(folder) / name).is_file():
-            raise FileError(f"{Path(folder) / name}: no such file; restore the shipped model or run its notebook in pretrain/")
-    model = AttributionGroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            raise FileError(
+                f"{Path(folder) / name}: no such file; restore the shipped model or run its notebook in pretrain/"
+            )
+    model = AttributionGroundingDinoForObjectDetection.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32
+    )
     return model.eval()

@@ -1,4 +1,5 @@
-"""The two phases of the AR detector (paper, section 4; FACTS 1.3, 12): AD+ without F and F~, then F and F~ alone against AD-.
+"""The two phases of the AR detector (paper, section 4; FACTS 1.3, 12): AD+ without F and F~, then F and F~ alone
+against AD-.
 
 Both read frozen features of both mirror images of every picture, so X and R_X (Q and R_Q) always move together.
 """
@@ -34,7 +35,9 @@ class PhaseData:
     shown: tuple[frozenset[str], ...]  # (G,) classes known to be in each gallery image
 
 
-def load_phase_data(dataset: Dataset, split: str, cache: FeatureCache, samples: Sequence[Sample] | None = None) -> PhaseData:
+def load_phase_data(
+    dataset: Dataset, split: str, cache: FeatureCache, samples: Sequence[Sample] | None = None
+) -> PhaseData:
     """Encode the gallery and the queries of a split (or of the chosen samples) in both mirrorings."""
     samples = dataset.samples[split] if samples is None else samples
     images = dataset.gallery[split]
@@ -42,10 +45,20 @@ def load_phase_data(dataset: Dataset, split: str, cache: FeatureCache, samples: 
     pictures = [dataset.pixels(image.file) for image in images]
     gallery = torch.stack([cache(np.stack([t.image(p) for p in pictures])) for t in FLIPS])
     queries = torch.stack([_query_vectors(dataset, samples, t, cache) for t in FLIPS])
-    boxes = np.stack([to_cxcywh(np.concatenate([t.boxes([s.exemplar_box], 0)[0] for s in samples]), IMAGE_SIZE, IMAGE_SIZE)
-                      for t in FLIPS])
-    return PhaseData(gallery, queries, boxes, np.array([where[s.exemplar_file] for s in samples]),
-                     tuple(s.class_name for s in samples), tuple(frozenset(o.class_name for o in im.objects) for im in images))
+    boxes = np.stack(
+        [
+            to_cxcywh(np.concatenate([t.boxes([s.exemplar_box], 0)[0] for s in samples]), IMAGE_SIZE, IMAGE_SIZE)
+            for t in FLIPS
+        ]
+    )
+    return PhaseData(
+        gallery,
+        queries,
+        boxes,
+        np.array([where[s.exemplar_file] for s in samples]),
+        tuple(s.class_name for s in samples),
+        tuple(frozenset(o.class_name for o in im.objects) for im in images),
+    )
 
 
 def _query_vectors(dataset: Dataset, samples: Sequence[Sample], transform: Transform, cache: FeatureCache) -> Tensor:
@@ -60,8 +73,9 @@ def _query_vectors(dataset: Dataset, samples: Sequence[Sample], transform: Trans
 
 
 # ---- phase 1 ---------------------------------------------------------------------------------------------------------
-def phase1_batches(data: PhaseData, names: Sequence[str], batch_size: int, other_names: int = 4,
-                   rivals: int = 0) -> Callable[[np.random.Generator], Batch]:
+def phase1_batches(
+    data: PhaseData, names: Sequence[str], batch_size: int, other_names: int = 4, rivals: int = 0
+) -> Callable[[np.random.Generator], Batch]:
     """Positives only: X asked for its class phrase with the exemplar of Q, among up to `other_names` other class names.
 
     `rivals` adds phrases with the exemplar of another image's query, half of them of the same class, which X does not
@@ -82,8 +96,11 @@ def phase1_batches(data: PhaseData, names: Sequence[str], batch_size: int, other
             labels.append([int(np.flatnonzero(order == 0)[0])])
         prompt = build_prompt(captions)
         boxes = data.boxes[flip_x, rows][:, None]
-        return Batch(data.gallery[torch.from_numpy(flip_x), torch.from_numpy(data.source[rows])], prompt,
-                     make_targets(boxes, labels, phrase_map(prompt)))
+        return Batch(
+            data.gallery[torch.from_numpy(flip_x), torch.from_numpy(data.source[rows])],
+            prompt,
+            make_targets(boxes, labels, phrase_map(prompt)),
+        )
 
     return make
 
@@ -96,17 +113,27 @@ def _rival(rng: np.random.Generator, data: PhaseData, row: int, same_class: bool
     return Phrase(data.names[chosen], data.queries[rng.integers(2), chosen].float())
 
 
-def train_phase1(model: AttributionGroundingDinoForObjectDetection, data: PhaseData, names: Sequence[str],
-                 settings: TrainSettings, folder: str | Path, other_names: int = 4, rivals: int = 0) -> list[dict]:
+def train_phase1(
+    model: AttributionGroundingDinoForObjectDetection,
+    data: PhaseData,
+    names: Sequence[str],
+    settings: TrainSettings,
+    folder: str | Path,
+    other_names: int = 4,
+    rivals: int = 0,
+) -> list[dict]:
     """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector."""
     model.set_adapters(False)
     set_trainable(model, adapters=False)
-    return train(model, phase1_batches(data, names, settings.batch_size, other_names, rivals), settings, folder, name="phase 1")
+    return train(
+        model, phase1_batches(data, names, settings.batch_size, other_names, rivals), settings, folder, name="phase 1"
+    )
 
 
 # ---- phase 2 ---------------------------------------------------------------------------------------------------------
 def draw_negatives(rng: np.random.Generator, data: PhaseData, row: int, k: int) -> np.ndarray:
-    """(k,) gallery indices other than X, drawn anew at every call: half show the class (where any other does), half any."""
+    """(k,) gallery indices other than X, drawn anew at every call: half show the class (where any other does), half
+    any."""
     others = np.delete(np.arange(len(data.shown)), data.source[row])
     alike = [g for g in others if data.names[row] in data.shown[g]]
     hard = rng.choice(alike, min(k // 2, len(alike)), replace=False) if alike else np.empty(0, int)
@@ -133,13 +160,15 @@ def phase2_batches(data: PhaseData, positives: int, k: int = 4) -> Callable[[np.
 
 
 def orthogonality(matrix: Tensor) -> Tensor:
-    """||W W^T - I||, the paper's un-squared Frobenius norm; its gradient at W = I is 0/0, hence the floor under the root."""
+    """||W W^T - I||, the paper's un-squared Frobenius norm; its gradient at W = I is 0/0, hence the floor under the
+    root."""
     gap = matrix @ matrix.T - torch.eye(len(matrix))
     return (gap.square().sum() + 1e-12).sqrt()
 
 
 def phase2_loss(settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: float = 0.5) -> Callable:
-    """Paper, eq. 2 and 3: focal loss (targets all zero on negatives) + lambda_reg / 2 (||F F^T - I|| + ||F~ F~^T - I||)."""
+    """Paper, eq. 2 and 3: focal loss (targets all zero on negatives) + lambda_reg / 2 (||F F^T - I|| + ||F~ F~^T -
+    I||)."""
     weights = SETTINGS[settings.losses]
 
     def loss(model: AttributionGroundingDinoForObjectDetection, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -151,7 +180,11 @@ def phase2_loss(settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: fl
         focal = set_loss(logits, match.layer_boxes[:, -1], batch.targets, weights, found)["class"]
         penalty = 0.5 * (orthogonality(head.region.weight) + orthogonality(head.token.weight))
         total = lambda_cls * focal + lambda_reg * penalty
-        return total, {"loss": float(total.detach()), "class": float(focal.detach()), "orthogonality": float(penalty.detach())}
+        return total, {
+            "loss": float(total.detach()),
+            "class": float(focal.detach()),
+            "orthogonality": float(penalty.detach()),
+        }
 
     return loss
 
@@ -162,10 +195,23 @@ def set_trainable(model: nn.Module, adapters: bool) -> None:
         parameter.requires_grad_(name.startswith(("score_head.region.", "score_head.token.")) == adapters)
 
 
-def train_phase2(model: AttributionGroundingDinoForObjectDetection, data: PhaseData, settings: TrainSettings,
-                 folder: str | Path, k: int = 4, lambda_cls: float = 1.0, lambda_reg: float = 0.5) -> list[dict]:
+def train_phase2(
+    model: AttributionGroundingDinoForObjectDetection,
+    data: PhaseData,
+    settings: TrainSettings,
+    folder: str | Path,
+    k: int = 4,
+    lambda_cls: float = 1.0,
+    lambda_reg: float = 0.5,
+) -> list[dict]:
     """ARD: F and F~ from the identity, everything else as phase 1 left it; `batch_size` counts positives."""
     model.set_adapters(True)
     set_trainable(model, adapters=True)
-    return train(model, phase2_batches(data, settings.batch_size, k), settings, folder,
-                 phase2_loss(settings, lambda_cls, lambda_reg), name="phase 2")
+    return train(
+        model,
+        phase2_batches(data, settings.batch_size, k),
+        settings,
+        folder,
+        phase2_loss(settings, lambda_cls, lambda_reg),
+        name="phase 2",
+    )

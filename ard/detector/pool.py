@@ -1,4 +1,5 @@
-"""A fixed pool of rendered base scenes with their frozen features, so that the backbone runs once per scene in pretraining."""
+"""A fixed pool of rendered base scenes with their frozen features, so that the backbone runs once per scene in
+pretraining."""
 
 import io
 from dataclasses import dataclass
@@ -35,13 +36,19 @@ class ScenePool:
         return np.arange(*np.searchsorted(self.scene, [scene, scene + 1]))
 
 
-def build_pool(world: World, scenes: int, seed: int, folder: str | Path | None = None, split: str = "base") -> ScenePool:
+def build_pool(
+    world: World, scenes: int, seed: int, folder: str | Path | None = None, split: str = "base"
+) -> ScenePool:
     """Render and encode `scenes` scenes in chunks, each kept in `folder` when given, so that a killed run goes on."""
     parts = []
     for start in tqdm(range(0, scenes, CHUNK), desc=f"scene pool ({split})", mininterval=2):
         n = min(CHUNK, scenes - start)
         path = Path(folder) / f"pool-{split}-{seed}-{start}-{n}-{VERSION}.npz" if folder else None
-        data = path.read_bytes() if path and path.is_file() else _chunk(world, n, np.random.default_rng([seed, start]), split)
+        data = (
+            path.read_bytes()
+            if path and path.is_file()
+            else _chunk(world, n, np.random.default_rng([seed, start]), split)
+        )
         if path and not path.is_file():
             atomic_write_bytes(path, data)
         parts.append((start, np.load(io.BytesIO(data), allow_pickle=False)))
@@ -50,7 +57,9 @@ def build_pool(world: World, scenes: int, seed: int, folder: str | Path | None =
         features[start : start + len(part["features"])] = torch.from_numpy(part["features"])
     joined = {key: np.concatenate([p[key] for _, p in parts]) for key in ("regions", "boxes", "label", "individual")}
     scene = np.concatenate([start + p["scene"] for start, p in parts])
-    return ScenePool(features, torch.from_numpy(joined["regions"]), joined["boxes"], scene, joined["label"], joined["individual"])
+    return ScenePool(
+        features, torch.from_numpy(joined["regions"]), joined["boxes"], scene, joined["label"], joined["individual"]
+    )
 
 
 def _chunk(world: World, n: int, rng: np.random.Generator, split: str) -> bytes:
@@ -59,10 +68,20 @@ def _chunk(world: World, n: int, rng: np.random.Generator, split: str) -> bytes:
     objects = [(i, o) for i, s in enumerate(scenes) for o in s.objects]
     where = np.array([i for i, _ in objects])
     boxes = np.array([o.box for _, o in objects], dtype=np.float32)
-    regions = torch.cat([region_vectors(features[where[i : i + 64]], torch.from_numpy(boxes[i : i + 64]))
-                         for i in range(0, len(where), 64)])
+    regions = torch.cat(
+        [
+            region_vectors(features[where[i : i + 64]], torch.from_numpy(boxes[i : i + 64]))
+            for i in range(0, len(where), 64)
+        ]
+    )
     buffer = io.BytesIO()
-    np.savez(buffer, features=features.numpy(), regions=regions.half().numpy().reshape(-1, REGION), boxes=boxes, scene=where,
-             label=np.array([world.classes.index(o.class_name) for _, o in objects]),
-             individual=np.array([o.individual.individual_id for _, o in objects]))
+    np.savez(
+        buffer,
+        features=features.numpy(),
+        regions=regions.half().numpy().reshape(-1, REGION),
+        boxes=boxes,
+        scene=where,
+        label=np.array([world.classes.index(o.class_name) for _, o in objects]),
+        individual=np.array([o.individual.individual_id for _, o in objects]),
+    )
     return buffer.getvalue()

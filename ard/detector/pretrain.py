@@ -33,7 +33,8 @@ def text_batches(pool: ScenePool, names: Sequence[str], batch_size: int) -> Call
 
 
 def exemplar_batches(pool: ScenePool, names: Sequence[str], batch_size: int) -> Callable[[np.random.Generator], Batch]:
-    """One to three phrases, each a class name and/or the exemplar of that class: boxes of all instances of the class."""
+    """One to three phrases, each a class name and/or the exemplar of that class: boxes of all instances of the
+    class."""
     by_class = [np.flatnonzero(pool.label == c) for c in range(len(names))]
 
     def phrase(rng: np.random.Generator, label: int, scene: int) -> Phrase:
@@ -52,7 +53,8 @@ def exemplar_batches(pool: ScenePool, names: Sequence[str], batch_size: int) -> 
 
 
 def other_individual(rng: np.random.Generator, pool: ScenePool, candidates: np.ndarray, scene: int) -> int | None:
-    """An object among `candidates` in another scene, and no individual that stands in `scene`; None when there is none."""
+    """An object among `candidates` in another scene, and no individual that stands in `scene`; None when there is
+    none."""
     here = set(pool.individual[pool.objects_of(scene)])
     for _ in range(20):
         chosen = int(rng.choice(candidates))
@@ -62,7 +64,8 @@ def other_individual(rng: np.random.Generator, pool: ScenePool, candidates: np.n
 
 
 def _choose_classes(rng, present: np.ndarray, n_classes: int, drop: float, extra: tuple[int, int]) -> list[int]:
-    """Present classes, each left out with probability `drop`, and a random number of absent ones; never empty, shuffled."""
+    """Present classes, each left out with probability `drop`, and a random number of absent ones; never empty,
+    shuffled."""
     present = sorted(set(present.tolist()))
     absent = [c for c in range(n_classes) if c not in present]
     chosen = [c for c in present if rng.random() >= drop]
@@ -90,14 +93,24 @@ def new_detector(pool: ScenePool, seed: int, **config) -> AttributionGroundingDi
     return model
 
 
-def train_open_set(pool: ScenePool, names: Sequence[str], settings: TrainSettings, folder: str | Path,
-                   **config) -> tuple[AttributionGroundingDinoForObjectDetection, list[dict]]:
+def train_open_set(
+    pool: ScenePool, names: Sequence[str], settings: TrainSettings, folder: str | Path, **config
+) -> tuple[AttributionGroundingDinoForObjectDetection, list[dict]]:
     """The open-set detector (GroundingDINO's place), from random weights."""
     model = new_detector(pool, settings.seed, **config)
-    return model, train(model, text_batches(pool, names, settings.batch_size), settings, folder, name="open-set detector")
+    return model, train(
+        model, text_batches(pool, names, settings.batch_size), settings, folder, name="open-set detector"
+    )
 
 
-def train_exemplar_prompted(start: AttributionGroundingDinoForObjectDetection, pool: ScenePool, names: Sequence[str],
-                            settings: TrainSettings, folder: str | Path) -> list[dict]:
+def train_exemplar_prompted(
+    start: AttributionGroundingDinoForObjectDetection,
+    pool: ScenePool,
+    names: Sequence[str],
+    settings: TrainSettings,
+    folder: str | Path,
+) -> list[dict]:
     """The exemplar-prompted detector, trained further in place from the open-set one."""
-    return train(start, exemplar_batches(pool, names, settings.batch_size), settings, folder, name="exemplar-prompted detector")
+    return train(
+        start, exemplar_batches(pool, names, settings.batch_size), settings, folder, name="exemplar-prompted detector"
+    )

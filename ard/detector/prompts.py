@@ -1,4 +1,5 @@
-"""Prompts: phrases of frozen text tokens with an optional exemplar token right after each, and what is derived from them.
+"""Prompts: phrases of frozen text tokens with an optional exemplar token right after each, and what is derived from
+them.
 
 A prompt is the query side of the detector (FACTS 1.2, 2): "cat <exemplar> . dog .", masks block-diagonal by phrase.
 """
@@ -30,7 +31,8 @@ class Phrase:
 
 
 class Prompt(NamedTuple):
-    """A batch of prompts of T tokens: frozen text features, frozen region vectors (0 elsewhere), token kind, phrase index."""
+    """A batch of prompts of T tokens: frozen text features, frozen region vectors (0 elsewhere), token kind, phrase
+    index."""
 
     text: Tensor  # (B, T, 384)
     exemplar: Tensor  # (B, T, REGION)
@@ -54,7 +56,8 @@ class Prompt(NamedTuple):
 @lru_cache(maxsize=4096)
 @torch.no_grad()
 def text_tokens(name: str) -> Tensor:
-    """Frozen MiniLM features (n, 384) of a class name's n word pieces and, last, of its delimiter "."; ("" has only that).
+    """Frozen MiniLM features (n, 384) of a class name's n word pieces and, last, of its delimiter "."; ("" has only
+    that).
 
     Each phrase is read alone: with block-diagonal masks the phrases of a caption never see each other anyway.
     """
@@ -99,7 +102,8 @@ def positions(prompt: Prompt) -> Tensor:
 
 
 def phrase_map(prompt: Prompt, kinds: tuple[int, ...] = (TEXT, EXEMPLAR)) -> Tensor:
-    """(B, P, T) float: 1 on the tokens of these kinds in each phrase: with both kinds it is the target map of the loss."""
+    """(B, P, T) float: 1 on the tokens of these kinds in each phrase: with both kinds it is the target map of the
+    loss."""
     count = int(prompt.phrase.max()) + 1 if prompt.phrase.numel() else 0
     chosen = torch.isin(prompt.kind, torch.tensor(kinds))
     return ((prompt.phrase[:, None, :] == torch.arange(count)[None, :, None]) & chosen[:, None, :]).float()

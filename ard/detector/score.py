@@ -1,4 +1,5 @@
-"""From token logits to scores: ONE rule for every class length (FACTS 12.6), boxes of a class, and the ranking of a gallery."""
+"""From token logits to scores: ONE rule for every class length (FACTS 12.6), boxes of a class, and the ranking of a
+gallery."""
 
 from dataclasses import dataclass
 from typing import Sequence
@@ -47,8 +48,13 @@ def phrase_scores(logits: Tensor, prompt: Prompt, rule: str = "mean") -> Tensor:
 
 
 @torch.no_grad()
-def detect_features(model: AttributionGroundingDinoForObjectDetection, features: Tensor, prompt: Prompt,
-                    threshold: float = 0.0, overlap: float = 0.7) -> list[Detections]:
+def detect_features(
+    model: AttributionGroundingDinoForObjectDetection,
+    features: Tensor,
+    prompt: Prompt,
+    threshold: float = 0.0,
+    overlap: float = 0.7,
+) -> list[Detections]:
     """Boxes of each phrase of `prompt` (B rows, or one for all images) scoring at least `threshold`, per image.
 
     A region answers for its best phrase; of two of a phrase that overlap by more than `overlap` IoU the weaker goes.
@@ -72,18 +78,28 @@ def _keep(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, overl
     return Detections(boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy())
 
 
-def detect(model: AttributionGroundingDinoForObjectDetection, images: np.ndarray, class_names: str | Sequence[str],
-           threshold: float) -> list[Detections]:
-    """Open-set detection by text: images uint8 (B, 64, 64, 3), one class name or several; labels index `class_names`."""
+def detect(
+    model: AttributionGroundingDinoForObjectDetection,
+    images: np.ndarray,
+    class_names: str | Sequence[str],
+    threshold: float,
+) -> list[Detections]:
+    """Open-set detection by text: images uint8 (B, 64, 64, 3), one class name or several; labels index
+    `class_names`."""
     names = [class_names] if isinstance(class_names, str) else list(class_names)
     prompt = build_prompt([[Phrase(name) for name in names]])
     return detect_features(model, model.encode_image(images), prompt, threshold)
 
 
 @torch.no_grad()
-def rank_variants(model: AttributionGroundingDinoForObjectDetection, query: Prompt, gallery: Tensor, image_ids: Sequence[str],
-                  variants: Sequence[bool] = (False, True)) -> list[list[Attribution]]:
-    """One query (a prompt of one row and one phrase) against packed gallery features (G, PACKED), all in one forward pass.
+def rank_variants(
+    model: AttributionGroundingDinoForObjectDetection,
+    query: Prompt,
+    gallery: Tensor,
+    image_ids: Sequence[str],
+    variants: Sequence[bool] = (False, True),
+) -> list[list[Attribution]]:
+    """One query (a prompt of one row and one phrase) against gallery features (packed or tokens), in one forward pass.
 
     Returns a list of attributions in gallery order for each variant: without F and F~ (ARD-) and with them (ARD).
     """
@@ -97,12 +113,15 @@ def rank_variants(model: AttributionGroundingDinoForObjectDetection, query: Prom
             logits = model.score_head(match.regions, match.tokens, match.present, True) if adapted else match.logits
             scores, best = phrase_scores(logits, asked, model.config.score_rule)[..., 0].max(-1)
             boxes = match.boxes[torch.arange(len(part)), best]
-            answer += [Attribution(name, tuple(box), score) for name, box, score in
-                       zip(image_ids[start : start + BATCH], boxes.tolist(), scores.tolist())]
+            answer += [
+                Attribution(name, tuple(box), score)
+                for name, box, score in zip(image_ids[start : start + BATCH], boxes.tolist(), scores.tolist())
+            ]
     return answers
 
 
-def rank_gallery(model: AttributionGroundingDinoForObjectDetection, query: Prompt, gallery: Tensor,
-                 image_ids: Sequence[str]) -> list[Attribution]:
+def rank_gallery(
+    model: AttributionGroundingDinoForObjectDetection, query: Prompt, gallery: Tensor, image_ids: Sequence[str]
+) -> list[Attribution]:
     """Each gallery image's strongest region for the query, by ARD when the adapters are set, else by ARD-."""
     return rank_variants(model, query, gallery, image_ids, (model.config.adapters,))[0]

@@ -1,6 +1,8 @@
-"""The one training loop of the detector: AdamW, schedule, clipping, moving average, and checkpoints that resume bit by bit.
+"""The one training loop of the detector: AdamW, schedule, clipping, moving average, and checkpoints that resume bit
+by bit.
 
-Batches are a pure function of (seed, step), so a checkpoint needs no generator state: model, optimizer, average, step, log.
+Batches are a pure function of (seed, step), so a checkpoint needs no generator state: model, optimizer, average,
+step, log.
 """
 
 import dataclasses
@@ -68,14 +70,23 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 def supervised_loss(settings: TrainSettings) -> Callable[[nn.Module, Batch], tuple[Tensor, dict[str, float]]]:
     """The detection loss of a batch under the published setting that `settings.losses` names."""
-    return lambda model, batch: detection_loss(model.match(batch.features, batch.prompt), batch.targets, settings.losses)
+    return lambda model, batch: detection_loss(
+        model.match(batch.features, batch.prompt), batch.targets, settings.losses
+    )
 
 
-def train(model: nn.Module, make_batch: Callable[[np.random.Generator], Batch], settings: TrainSettings, folder: str | Path,
-          loss_of: Callable | None = None, name: str = "train") -> list[dict]:
+def train(
+    model: nn.Module,
+    make_batch: Callable[[np.random.Generator], Batch],
+    settings: TrainSettings,
+    folder: str | Path,
+    loss_of: Callable | None = None,
+    name: str = "train",
+) -> list[dict]:
     """Train the parameters that require gradients; returns the log rows, also in `folder`/log.jsonl.
 
-    `make_batch(rng)` draws a batch from the generator of its step. Kill it at any moment: the next call goes on from the
+    `make_batch(rng)` draws a batch from the generator of its step. Kill it at any moment: the next call goes on from
+    the
     last checkpoint and ends in the same bytes. Raises FileError when the checkpoint was made with other settings.
     """
     folder, loss_of = Path(folder), loss_of or supervised_loss(settings)
@@ -98,7 +109,10 @@ def train(model: nn.Module, make_batch: Callable[[np.random.Generator], Batch], 
                 rows.append({"step": step, **{k: round(v / count, 6) for k, v in sums.items()}})
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
                 sums = {}
-            if step % (settings.log_every * max(settings.checkpoint_every // settings.log_every, 1)) == 0 or step == settings.steps:
+            if (
+                step % (settings.log_every * max(settings.checkpoint_every // settings.log_every, 1)) == 0
+                or step == settings.steps
+            ):
                 _save(folder, settings, step, rows, weights, optimizer, average)
     with torch.no_grad():
         for key, value in average.items():
@@ -126,8 +140,17 @@ def _one_step(model, make_batch, settings, loss_of, optimizer, weights, step) ->
 def _save(folder: Path, settings: TrainSettings, step: int, rows: list[dict], weights, optimizer, average) -> None:
     """One file holds everything, so that it can never be half new and half old; the readable log follows it."""
     buffer = io.BytesIO()
-    torch.save({"settings": dataclasses.asdict(settings), "step": step, "rows": rows, "optimizer": optimizer.state_dict(),
-                "weights": {n: p.detach() for n, p in weights.items()}, "average": average}, buffer)
+    torch.save(
+        {
+            "settings": dataclasses.asdict(settings),
+            "step": step,
+            "rows": rows,
+            "optimizer": optimizer.state_dict(),
+            "weights": {n: p.detach() for n, p in weights.items()},
+            "average": average,
+        },
+        buffer,
+    )
     atomic_write_bytes(folder / "checkpoint.pt", buffer.getvalue())
     write_jsonl(folder / "log.jsonl", rows)
 

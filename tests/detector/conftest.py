@@ -24,8 +24,16 @@ def square(rng: np.random.Generator, colour) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def tiny():
     torch.manual_seed(0)
-    config = AttributionConfig(d_model=32, num_queries=6, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=32,
-                               decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2)
+    config = AttributionConfig(
+        d_model=32,
+        num_queries=6,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
     return AttributionGroundingDinoForObjectDetection(config).eval()
 
 
@@ -51,5 +59,11 @@ def phase_data(toy):
     gallery = torch.stack([features, image_features(images[:, :, ::-1].copy())])
     queries = torch.stack([region_vectors(g, torch.from_numpy(b)).half() for g, b in zip(gallery, (boxes, mirrored))])
     names = tuple(NAMES[c] for c in labels)
-    return PhaseData(gallery, queries, np.stack([to_cxcywh(b, 64, 64) for b in (boxes, mirrored)]), np.arange(12), names,
-                     tuple(frozenset({n}) for n in names))
+    return PhaseData(
+        gallery,
+        queries,
+        np.stack([to_cxcywh(b, 64, 64) for b in (boxes, mirrored)]),
+        np.arange(12),
+        names,
+        tuple(frozenset({n}) for n in names),
+    )

@@ -23,7 +23,9 @@ def test_matcher_against_brute_force(setting):
         cost = c.matching_cost(logits, boxes, targets, c.SETTINGS[setting])
         i, n, m = c.hungarian(cost, targets.real)
         for image, count in enumerate(targets.real.sum(1).tolist()):
-            best = min(sum(cost[image, r, k] for k, r in enumerate(rows)) for rows in itertools.permutations(range(5), count))
+            best = min(
+                sum(cost[image, r, k] for k, r in enumerate(rows)) for rows in itertools.permutations(range(5), count)
+            )
             assert torch.isclose(cost[image, n[i == image], m[i == image]].sum(), best, atol=1e-5)
 
 
@@ -50,6 +52,7 @@ def test_an_image_matched_alone_equals_it_in_a_batch():
 
 def test_giou_against_torchvision():
     from torchvision.ops import generalized_box_iou
+
     _, boxes, targets = random_problem(3)
     a, b = c.corners(boxes[0]), c.corners(targets.boxes[0])
     assert torch.allclose(c.giou(a[:, None], b[None]), generalized_box_iou(a, b), atol=1e-6)
@@ -57,6 +60,7 @@ def test_giou_against_torchvision():
 
 def test_focal_loss_against_torchvision():
     from torchvision.ops import sigmoid_focal_loss
+
     logits, target = torch.randn(4, 5), torch.randint(2, (4, 5)).float()
     assert torch.allclose(c.focal_loss(logits, target), sigmoid_focal_loss(logits, target, 0.25, 2.0), atol=1e-6)
 

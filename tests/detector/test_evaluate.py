@@ -1,15 +1,18 @@
 import numpy as np
 import pytest
-from tests.detector.conftest import NAMES
 
 from ard.detector import evaluate as ev
 from ard.detector.score import Detections
+from tests.detector.conftest import NAMES
 
 
 def answer(boxes, scores, truth):
     n = len(scores)
-    return ev.Answers(0, [Detections(np.array(boxes, float).reshape(n, 4), np.array(scores), np.zeros(n))],
-                      [np.array(truth, float).reshape(-1, 4)])
+    return ev.Answers(
+        0,
+        [Detections(np.array(boxes, float).reshape(n, 4), np.array(scores), np.zeros(n))],
+        [np.array(truth, float).reshape(-1, 4)],
+    )
 
 
 def test_a_true_box_is_taken_once():

@@ -25,7 +25,8 @@ def test_region_vector_reads_the_box():
 
 
 def test_region_moves_with_the_mirrored_image():
-    """FACTS 1.7a: with the box moved, the mirrored region is far nearer to the original than with the box left behind."""
+    """FACTS 1.7a: with the box moved, the mirrored region is far nearer to the original than with the box left
+    behind."""
     box = np.array([[4.0, 20, 24, 40]])
     image = np.full((64, 64, 3), 128, np.uint8)
     image[20:40, 4:24] = (220, 40, 40)

@@ -6,7 +6,12 @@ from scipy.optimize import linear_sum_assignment
 
 from ard.detector.criterion import detection_loss, make_targets
 from ard.detector.features import REGION
-from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection, load_detector, save_detector
+from ard.detector.model import (
+    AttributionConfig,
+    AttributionGroundingDinoForObjectDetection,
+    load_detector,
+    save_detector,
+)
 from ard.detector.prompts import Phrase, build_prompt, phrase_map
 from ard.files import FileError
 
@@ -36,7 +41,8 @@ def test_the_cut_equals_the_whole(tiny, toy):
 
 @torch.no_grad()
 def test_an_image_alone_equals_it_in_a_batch_as_a_set(tiny, pool):
-    """Positions may differ in the last bit's top-k, so regions are paired by box and compared as sets; padding changes nothing."""
+    """Positions may differ in the last bit's top-k, so regions are paired by box and compared as sets; padding
+    changes nothing."""
     prompts = [[Phrase("cat", pool.regions[0].float())], [Phrase("teddy bear"), Phrase("dog"), Phrase("bear")]]
     together = tiny.match(pool.features[:2], build_prompt(prompts))
     for i in range(2):
@@ -76,9 +82,14 @@ def test_gradients_reach_query_adapters_and_proposal_head(tiny, pool):
     targets = make_targets([np.array([[0.5, 0.5, 0.4, 0.4]])] * 2, [[0], [0]], phrase_map(prompt))
     loss, _ = detection_loss(tiny.match(pool.features[:2], prompt), targets)
     loss.backward()
-    wanted = {"exemplar": exemplar, "F": tiny.score_head.region.weight, "F~": tiny.score_head.token.weight,
-              "first stage": tiny.model.enc_output.weight, "its boxes": tiny.model.encoder_output_bbox_embed.layers[-1].weight,
-              "exemplar projection": tiny.exemplar_projection.weight}
+    wanted = {
+        "exemplar": exemplar,
+        "F": tiny.score_head.region.weight,
+        "F~": tiny.score_head.token.weight,
+        "first stage": tiny.model.enc_output.weight,
+        "its boxes": tiny.model.encoder_output_bbox_embed.layers[-1].weight,
+        "exemplar projection": tiny.exemplar_projection.weight,
+    }
     for name, tensor in wanted.items():
         assert tensor.grad is not None and tensor.grad.abs().sum() > 0, name
     assert all(torch.isfinite(p.grad).all() for p in tiny.parameters() if p.grad is not None)

@@ -2,12 +2,12 @@ import copy
 
 import numpy as np
 import torch
-from tests.detector.conftest import NAMES
 
 from ard.detector import phases as ph
 from ard.detector.features import region_vectors
 from ard.detector.prompts import EXEMPLAR, TEXT
 from ard.detector.train import TrainSettings
+from tests.detector.conftest import NAMES
 
 SETTINGS = TrainSettings(steps=3, batch_size=2, warmup=0, learning_rate=1e-2, log_every=1, checkpoint_every=1)
 
@@ -20,7 +20,9 @@ def test_phase1_trains_all_but_the_adapters(tiny, phase_data, tmp_path):
     before = copy.deepcopy(tiny)
     ph.train_phase1(tiny, phase_data, NAMES, SETTINGS, tmp_path)
     names = changed(before, tiny)
-    assert "exemplar_projection.weight" in names and not [n for n in names if n.startswith(("score_head.region", "score_head.token"))]
+    assert "exemplar_projection.weight" in names and not [
+        n for n in names if n.startswith(("score_head.region", "score_head.token"))
+    ]
 
 
 def test_phase2_trains_only_the_adapters(tiny, phase_data, tmp_path):
@@ -58,7 +60,9 @@ def test_negatives_are_fresh_never_the_source_and_half_of_the_class(phase_data):
 def test_phase1_batch_moves_box_and_image_together(phase_data):
     batch = ph.phase1_batches(phase_data, NAMES, 16)(np.random.default_rng(0))
     for features, box in zip(batch.features, batch.targets.boxes[:, 0]):
-        flip, image = next((f, g) for f in range(2) for g in range(12) if torch.equal(phase_data.gallery[f, g], features))
+        flip, image = next(
+            (f, g) for f in range(2) for g in range(12) if torch.equal(phase_data.gallery[f, g], features)
+        )
         assert np.allclose(box, phase_data.boxes[flip, image], atol=1e-6)
 
 
@@ -76,6 +80,8 @@ def test_phase2_batch_has_targets_on_positives_only(phase_data):
 
 
 def test_mirrored_queries_use_mirrored_boxes(phase_data, toy):
-    images, boxes = toy[0], toy[1]
+    boxes = toy[1]
     mirrored = np.stack([64 - boxes[:, 2], boxes[:, 1], 64 - boxes[:, 0], boxes[:, 3]], 1)
-    assert torch.allclose(phase_data.queries[1].float(), region_vectors(phase_data.gallery[1], torch.from_numpy(mirrored)), atol=0.05)
+    assert torch.allclose(
+        phase_data.queries[1].float(), region_vectors(phase_data.gallery[1], torch.from_numpy(mirrored)), atol=0.05
+    )

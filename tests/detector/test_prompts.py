@@ -2,15 +2,28 @@ import pytest
 import torch
 
 from ard.detector.features import REGION
-from ard.detector.prompts import (DELIMITER, EXEMPLAR, PAD, TEXT, Phrase, build_prompt, phrase_attention, phrase_map, positions,
-                                  text_tokens)
+from ard.detector.prompts import (
+    DELIMITER,
+    EXEMPLAR,
+    PAD,
+    TEXT,
+    Phrase,
+    build_prompt,
+    phrase_attention,
+    phrase_map,
+    positions,
+    text_tokens,
+)
 
 E = torch.ones(REGION)
 
 
 def test_layout_exemplar_right_after_its_phrase():
     prompt = build_prompt([[Phrase("teddy bear", E), Phrase("dog")], [Phrase(exemplar=E)]])
-    assert prompt.kind.tolist() == [[TEXT, TEXT, EXEMPLAR, DELIMITER, TEXT, DELIMITER], [EXEMPLAR, DELIMITER, PAD, PAD, PAD, PAD]]
+    assert prompt.kind.tolist() == [
+        [TEXT, TEXT, EXEMPLAR, DELIMITER, TEXT, DELIMITER],
+        [EXEMPLAR, DELIMITER, PAD, PAD, PAD, PAD],
+    ]
     assert prompt.phrase.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, -1, -1, -1, -1]]
     assert positions(prompt)[0].tolist() == [0, 1, 2, 3, 0, 1]
 

@@ -4,13 +4,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.detector.conftest import NAMES
 
 from ard.detector import train as t
 from ard.detector.pretrain import exemplar_batches, other_individual, text_batches
 from ard.files import FileError
+from tests.detector.conftest import NAMES
 
-SETTINGS = t.TrainSettings(steps=6, batch_size=3, warmup=2, log_every=2, checkpoint_every=2, ema=0.9, learning_rate=1e-3)
+SETTINGS = t.TrainSettings(
+    steps=6, batch_size=3, warmup=2, log_every=2, checkpoint_every=2, ema=0.9, learning_rate=1e-3
+)
 
 
 def fresh(tiny):
@@ -69,7 +71,9 @@ def test_an_exemplar_is_another_individual_in_another_scene(pool):
 
 def test_text_batches_label_each_box_with_its_phrase(pool):
     batch = text_batches(pool, NAMES, 32)(np.random.default_rng(1))
-    assert batch.targets.real.any() and not batch.targets.real.all(), "some scenes are asked only for what they do not show"
+    assert batch.targets.real.any() and not batch.targets.real.all(), (
+        "some scenes are asked only for what they do not show"
+    )
     lit = batch.targets.tokens[batch.targets.real]
     kinds = batch.prompt.kind[torch.nonzero(batch.targets.real)[:, 0]]
     assert (kinds[lit.bool()] == 1).all() and (lit.sum(1) >= 1).all()
