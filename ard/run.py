@@ -89,7 +89,8 @@ class Run:
         inputs = {path: sha256_tree(self.workspace / path) for path in self.stage.deps}
         return {"notebook": self.stage.name, "profile": self.profile, "parameters": self.values, "code": code,
                 "inputs": inputs, "params_sha256": provenance.digest(self.values),
-                "code_sha256": provenance.digest(code), "versions": provenance.versions(), "commit": provenance.commit(self.root)}
+                "code_sha256": provenance.digest(code), "versions": provenance.versions(),
+                "commit": provenance.commit(self.root)}
 
     @property
     def key(self) -> str:
