@@ -1,4 +1,4 @@
-"""Which weights a customisation may change, and how they are changed while it learns: LoRA, whole K/V, everything, tokens.
+"""Which weights a customisation may change, and how they change while it learns: LoRA, whole K/V, everything, none.
 
 Used by `ard.customize` while it trains and by `ard.deltas` to read and write the result.
 """
@@ -22,8 +22,9 @@ def layout(pipe, mode: str, modules: str, rank: int) -> list[tuple[str, tuple[in
     """Names and shapes of the parts of a delta's vector, in order.
 
     'lora': `<module>.down` (rank, inputs) and `<module>.up` (outputs, rank) of each Linear or Conv2d that the pattern
-    `modules` finds (searched in names like `unet.mid_block.attentions.0...attn2.to_k`); 'kv' and 'full': whole parameters
-    (cross-attention keys and values; everything in the UNet and the text encoder but its tokens); 'token': nothing.
+    `modules` finds (searched in names like `unet.mid_block.attentions.0...attn2.to_k`); 'kv' and 'full': whole
+    parameters (cross-attention keys and values; everything in the UNet and
+    the text encoder but its tokens); 'token': nothing.
     """
     if mode not in MODES:
         raise ValueError(f"customisation mode {mode!r}: expected one of {', '.join(MODES)}")
@@ -79,7 +80,7 @@ def learned_rows(text_encoder, ids: list[int], rows: nn.Parameter) -> Iterator[N
 
 @contextmanager
 def learned_weights(pipe, mode: str, parts: list, generator: torch.Generator) -> Iterator[tuple[list, Callable]]:
-    """Within the block the parts of a delta are in use and can be trained; afterwards the pipeline is as it was, bit for bit.
+    """Within the block the parts of a delta are in use and can be trained; afterwards all is as it was, bit for bit.
 
     Yields the parameters and a function that gives the delta's flat vector (float32) at the time of its call.
     """

@@ -82,7 +82,7 @@ def stored_attention(unet, resolution: int = 0) -> Iterator[AttentionMaps]:
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], how: str = "area") -> Tensor:
-    """(..., H, W) in [0, 1] to (..., *size). 'nearest' is the published form; 'area' keeps the share covered; 'max' any."""
+    """(..., H, W) in [0, 1] to (..., *size). 'nearest' is published; 'area' keeps the share covered; 'max' any."""
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if how == "nearest":
         out = F.interpolate(flat, size, mode="nearest")

@@ -1,4 +1,4 @@
-"""Training that survives a kill: model and optimiser in one file, refused when the settings are not the ones it was made with."""
+"""Training that survives a kill: model and optimiser in one file, refused when the settings have changed."""
 
 from __future__ import annotations
 

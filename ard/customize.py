@@ -40,7 +40,7 @@ class CustomizeConfig:
     weight_steps: int = 60  # published 400
     weight_lr: float = 2e-3  # published 2e-6 with full weights
     lr_end: float = 0.1  # share of the rate at the last step of a phase, reached linearly; published 1
-    batch: int = 16  # noise draws of the same latents in a step; published 1
+    batch: int = 8  # noise draws of the same latents in a step; published 1
     loss: str = "area"  # area | published
     mask_resize: str = "area"  # area | nearest (published) | max
     attention_weight: float = 1e-2
@@ -69,8 +69,9 @@ def customize(pipe, image: np.ndarray, concepts: Sequence[Concept], config: Cust
               prior: tuple[str, Tensor] | None = None) -> Delta:
     """Learn `concepts` from `image` (H, W, 3) uint8 and return the delta; the pipeline itself is left as it was.
 
-    pipe: a StableDiffusionPipeline or alike, epsilon- or v-prediction. prior: a prompt and latents (n, C, h, w) of what the
-    base model makes of it (prior preservation). Equal seeds give equal bytes. Raises ValueError on an unusable exemplar.
+    pipe: a StableDiffusionPipeline or alike, epsilon- or v-prediction. prior: a prompt and latents (n, C, h, w) of
+    what the base model makes of it (prior preservation). Equal seeds give equal bytes. Raises ValueError on an unusable
+    exemplar.
     """
     _check(image, concepts, config, prior)
     generator = torch.Generator().manual_seed(seed)
@@ -174,7 +175,7 @@ class _Task:
         return F.mse_loss(prediction, target)
 
     def _denoise(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction and target (B, C, h, w) float32 at random times, one from each of B equal stretches of the schedule."""
+        """Prediction and target (B, C, h, w) float32 at random times, one from each of B equal stretches."""
         scheduler, batch = self.pipe.scheduler, len(latents)
         total = scheduler.config.num_train_timesteps
         u = (torch.arange(batch) + torch.rand(batch, generator=self.generator)) / batch
@@ -223,8 +224,8 @@ def _check(image: np.ndarray, concepts: Sequence[Concept], config: CustomizeConf
         raise ValueError(f"customisation wants concepts with different tokens, got {[c.token for c in concepts]}")
     for concept in concepts:
         if concept.mask.shape != image.shape[:2] or not concept.mask.any():
-            raise ValueError(f"mask of {concept.noun}: expected a non-empty {image.shape[:2]}, got {concept.mask.shape} "
-                             f"with {int(concept.mask.sum())} px")
+            raise ValueError(f"mask of {concept.noun}: expected a non-empty {image.shape[:2]}, "
+                             f"got {concept.mask.shape} with {int(concept.mask.sum())} px")
     if config.prior_weight and prior is None:
         raise ValueError("prior_weight is set but no prior prompt and latents were given")
 
@@ -264,8 +265,8 @@ def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: st
     width = pipe.text_encoder.get_input_embeddings().embedding_dim
     size = delta_bytes(parts, max(map(len, jobs)), width)
     if size > max_bytes:
-        raise ValueError(f"customize: mode {config.mode}, rank {config.rank}, modules {config.modules!r} would make deltas of "
-                         f"{size} bytes, allowed are {max_bytes}; lower the rank or choose fewer modules")
+        raise ValueError(f"customize: mode {config.mode}, rank {config.rank}, modules {config.modules!r} would make "
+                         f"deltas of {size} bytes, allowed are {max_bytes}; lower the rank or choose fewer modules")
     recipe = sha256_bytes(json.dumps([asdict(config), seed, share_images], sort_keys=True).encode())[:16]
     for job in tqdm(jobs, desc="customize", mininterval=5):
         key, path = job[0].exemplar_id, out / f"{job[0].exemplar_id}.safetensors"

@@ -1,6 +1,6 @@
-"""What customisation leaves behind: new tokens and a small change of weights, as one file that can be put on and taken off.
+"""What customisation leaves behind: new tokens and a small change of weights, in one file to put on and take off.
 
-Written by `ard.customize`, read by `ard.generate` (the customised generator G_i of the paper's section 4.1 is base + delta).
+Written by `ard.customize`, read by `ard.generate` (G_i of the paper's section 4.1 is base + delta).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Delta:
 
     rows: Tensor
     vector: Tensor
-    meta: dict = field(default_factory=dict)  # tokens, words, mode, modules, rank, layout (hash), and whatever is worth keeping
+    meta: dict = field(default_factory=dict)  # tokens, words, mode, modules, rank, layout (hash) ...
 
 
 def save_delta(delta: Delta, path: str | Path, max_bytes: int = 60_000) -> None:
@@ -45,8 +45,8 @@ def save_delta(delta: Delta, path: str | Path, max_bytes: int = 60_000) -> None:
     tensors = {"tokens": delta.rows.half().contiguous(), "delta": delta.vector.half().contiguous()}
     data = save(tensors, metadata={"ard": json.dumps(delta.meta, sort_keys=True)})
     if len(data) > max_bytes:
-        raise DeltaError(f"{path}: delta of {len(data)} bytes, allowed are {max_bytes}; lower the rank ({delta.meta['rank']})"
-                         f" or choose fewer modules ({delta.meta['mode']}: {delta.meta['modules']})")
+        raise DeltaError(f"{path}: delta of {len(data)} bytes, allowed are {max_bytes}; "
+                         f"lower the rank ({delta.meta['rank']}) or choose fewer modules")
     atomic_write_bytes(path, data)
 
 
@@ -81,7 +81,7 @@ def apply_delta(pipe, delta: Delta | str | Path):
     meta = delta.meta
     parts = layout(pipe, meta["mode"], meta["modules"], meta["rank"])
     if layout_hash(parts) != meta["layout"] or sum(torch.Size(s).numel() for _, s in parts) != delta.vector.numel():
-        raise DeltaError(f"{where}: made for another base model ({meta['modules']}, rank {meta['rank']} do not fit this one)")
+        raise DeltaError(f"{where}: made for another base model; {meta['modules']!r} at rank {meta['rank']} does not fit")
     undo_tokens = _install_tokens(pipe, meta["tokens"], delta.rows)
     values, kept = split(delta.vector, parts), []
     with torch.no_grad():

@@ -24,7 +24,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file (relative to the root) and a class to look for in it; `facts` travel along (individual, split ...)."""
+    """An image file (relative to the root) and a class to look for in it; `facts` travel along (individual ...)."""
 
     exemplar_id: str
     file: str
@@ -48,7 +48,7 @@ class Exemplar:
 
 @dataclass(frozen=True)
 class Discard:
-    """A pair that gave no exemplar, and why: 'not found', 'too small', 'mask empty', 'mask outside box' or 'bad image'."""
+    """A pair that gave no exemplar, and why: 'not found', 'too small', 'mask empty', 'mask outside box', 'bad image'."""
 
     exemplar_id: str
     file: str
@@ -81,7 +81,7 @@ def best_box(boxes: np.ndarray, scores: np.ndarray) -> tuple[Box, float] | None:
 
 def build_exemplar(pair: Pair, root: Path, out: str, detect: Detect, segment: Callable, config: ExemplarConfig
                    ) -> tuple[Exemplar | Discard, np.ndarray | None]:
-    """Box and mask of one pair. segment: (image, box) -> (H, W) bool. Returns the record and the mask, not yet written."""
+    """Box and mask of one pair. segment: (image, box) -> (H, W) bool. Returns record and mask, not yet written."""
 
     def discard(reason: str, detail: str = "") -> tuple[Discard, None]:
         return Discard(pair.exemplar_id, pair.file, pair.class_name, reason, detail), None

@@ -99,8 +99,8 @@ def generate_concept(pipe, exemplar: Exemplar, token: str, image: np.ndarray, te
         box, score = found or (None, None)
         alike = None if likeness is None or box is None else round(float(likeness(query, box, image, exemplar.box)), 4)
         name = f"{exemplar.exemplar_id}_{number:02d}"
-        drawn.append(Drawn(name, exemplar.exemplar_id, exemplar.class_name, number, prompt, own, f"{name}.png", box, score,
-                           gate(found, config.min_side), round(copy_similarity(query, image), 4), alike))
+        drawn.append(Drawn(name, exemplar.exemplar_id, exemplar.class_name, number, prompt, own, f"{name}.png", box,
+                           score, gate(found, config.min_side), round(copy_similarity(query, image), 4), alike))
     return drawn, images
 
 
@@ -125,13 +125,14 @@ def generate_all(pipe, exemplars: Sequence[Exemplar], learned: Sequence[dict], r
             part = out / "rows" / f"{key}.json"
             if key in ledger and part.is_file():
                 if ledger[key].get("recipe") != recipe:
-                    raise ValueError(f"{part} was made with other settings or another delta; delete {ledger.path} and {out}")
+                    raise ValueError(f"{part} was made with other settings; delete {ledger.path} and {out}")
                 drawn += [_drawn(r) for r in read_json(part)]
                 continue
             image = read_image(Path(root) / by_id[key].file)
             apply_delta(pipe, Path(deltas) / row["delta"])
             try:
-                mine, images = generate_concept(pipe, by_id[key], row["token"], image, listed, detect, config, seed, likeness)
+                mine, images = generate_concept(pipe, by_id[key], row["token"], image, listed, detect, config, seed,
+                                                likeness)
             finally:
                 remove_delta(pipe)
         except (DeltaError, RecordError) as error:
@@ -154,7 +155,8 @@ def copy_similarity(query: np.ndarray, exemplar: np.ndarray, size: int = 32, shi
 
     Both (H, W, 3) uint8; compared at `size` px, moved by up to `shift` of those px. 1 is a copy, about 0 is unrelated.
     """
-    small = [np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BOX), np.float64) for i in (query, exemplar)]
+    small = [np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.BOX), np.float64)
+             for i in (query, exemplar)]
     best = -1.0
     inner = slice(shift, size - shift)
     target = small[1][inner, inner].ravel()

@@ -1,6 +1,6 @@
-"""A small encoder that tells individuals of a class apart, for one question only: did the generator keep the individual?
+"""A small encoder that tells individuals of a class apart, for one question: did the generator keep the individual?
 
-Trained contrastively on pairs of renderings of base individuals; it judges generated images and is used in no table row.
+Trained contrastively on pairs of renderings of base individuals; it judges generated images, in no table row.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def contrastive_loss(a: Tensor, b: Tensor, keys: Sequence[str], temperature: flo
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: str = "base") -> tuple[Tensor, Tensor, list[str]]:
+def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: str = "base"
+               ) -> tuple[Tensor, Tensor, list[str]]:
     """Crops of a photo and of any other rendering of the same individuals, each in its own scene; and their ids."""
     views, keys = ([], []), []
     for name in rng.choice(world.classes, config.classes, replace=False):
@@ -140,8 +141,9 @@ def train_identity(world, folder: str | Path, config: IdentityConfig, seed: int 
     return model.eval()
 
 
-def nearest_individual(encoder, world, images: np.ndarray, boxes: np.ndarray, truths: Sequence, pools: Sequence[Sequence],
-                       settings: Sequence[tuple[str, str]], seed: int = 0, renders: int = 4) -> np.ndarray:
+def nearest_individual(encoder, world, images: np.ndarray, boxes: np.ndarray, truths: Sequence,
+                       pools: Sequence[Sequence], settings: Sequence[tuple[str, str]], seed: int = 0,
+                       renders: int = 4) -> np.ndarray:
     """For each query, which individual of its pool looks nearest when rendered in the query's own setting.
 
     images (n, H, W, 3) uint8, boxes (n, 4) xyxy px; truths: individuals; pools: the individuals of the class to choose

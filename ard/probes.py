@@ -41,15 +41,17 @@ def image_features(images: np.ndarray, size: int = 192, batch: int = 32) -> np.n
 
 
 def colour_statistics(images: np.ndarray) -> np.ndarray:
-    """(n, H, W, 3) uint8 -> (n, 68): colours of a 4 x 4 grid, their spread, saturation, and sizes of steps between pixels."""
+    """(n, H, W, 3) uint8 -> (n, 68): colours of a 4 x 4 grid, spread, saturation, steps between pixels."""
     x = images.astype(np.float32) / 255
     n, height, width, _ = x.shape
-    grid = x[:, :height // 4 * 4, :width // 4 * 4].reshape(n, 4, height // 4, 4, width // 4, 3).mean((2, 4)).reshape(n, -1)
+    whole = x[:, :height // 4 * 4, :width // 4 * 4].reshape(n, 4, height // 4, 4, width // 4, 3)
+    grid = whole.mean((2, 4)).reshape(n, -1)
     saturation = x.max(-1) - x.min(-1)
     grey = x.mean(-1)
     steps = np.abs(np.diff(grey, axis=2)).reshape(n, -1)
     tail = np.quantile(steps, np.linspace(0.1, 0.99, 15), axis=1).T
-    return np.concatenate([grid, x.std((1, 2)), saturation.mean((1, 2))[:, None], saturation.std((1, 2))[:, None], tail], 1)
+    spread = np.stack([saturation.mean((1, 2)), saturation.std((1, 2))], axis=1)
+    return np.concatenate([grid, x.std((1, 2)), spread, tail], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +79,8 @@ def fit_probe(features: np.ndarray, labels: Sequence[str], strength: float = 0.0
     """Multinomial logistic regression (scikit-learn's L-BFGS, deterministic); `strength` is its C after standardising."""
     names = tuple(sorted(set(labels)))
     if len(names) < 2 or len(labels) != len(features):
-        raise ValueError(f"a probe wants one label per row and two classes, got {len(features)} rows, {len(labels)} labels, "
-                         f"classes {names}")
+        raise ValueError(f"a probe wants one label per row and two classes, got {len(features)} rows, "
+                         f"{len(labels)} labels, classes {names}")
     mean, scale = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64) + 1e-6
     model = LogisticRegression(C=strength, max_iter=300)
     model.fit((features - mean) / scale, np.asarray(labels))
@@ -142,5 +144,6 @@ def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, fe
     images, labels = world_examples(world, count, seed)
     x = features(images)
     probes = Probes({aspect: fit_probe(x, labels[aspect]) for aspect in ASPECTS}, features)
-    checks = {s: probes.accuracy(*world_examples(world, held_out, seed + 1 + n, s)) for n, s in enumerate(("base", "test"))}
+    checks = {split: probes.accuracy(*world_examples(world, held_out, seed + 1 + n, split))
+              for n, split in enumerate(("base", "test"))}
     return probes, checks

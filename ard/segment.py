@@ -177,7 +177,7 @@ def predict_masks(sam: Sam, images: Tensor, boxes: Tensor, owner: Tensor) -> tup
 def sam_loss(logits: Tensor, iou: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy + dice + MSE of the IoU head; logits and target (m, H, W), iou (m,).
 
-    SAM's appendix A has focal loss first; measured here, its small weight on positives holds a small model at empty masks.
+    SAM's appendix A has focal loss first; its small weight on positives held a small model at empty masks for long.
     """
     target = target.float()
     p = logits.sigmoid()

@@ -7,11 +7,11 @@ from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
 from ard import generate as module
+from ard.contact import contact_sheet
 from ard.customize import CustomizeConfig, customize_all
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger, read_jsonl
 from ard.generate import GenerateConfig, copy_similarity, generate_all, sample_images
-from ard.sheets import contact_sheet
 
 TEMPLATES = ("A photo of {} standing in a forest.", "An oil painting of {} on the beach.", "A photo of {}.")
 CONFIG = GenerateConfig(steps=2, guidance=2.0)
