@@ -88,6 +88,12 @@ class World:
         file = str(self.root / f"artwork/{individual.drawing}.png")
         return _sprite(file, individual.palette, individual.marking, individual.warp)
 
+    def portrait(self, individual: Individual) -> np.ndarray:
+        """An individual alone on light grey, uint8 (96, 96, 3), for pages of samples."""
+        sprite = self.sprite(individual).astype(np.float32)
+        alpha = sprite[..., 3:]
+        return ((sprite[..., :3] * alpha + 0.88 * (1 - alpha)).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
     def scene(
         self,
         rng: np.random.Generator,
