@@ -1,7 +1,7 @@
 """Quality floors of a stage: measured values against what is asked, as a table in the notebook and as a DVC metric.
 
-A floor that is missed stays in plain sight ("below floor"); only a required one, without which later stages mean nothing,
-stops the stage, and only in the profile mini.
+A floor that is missed stays in plain sight ("below floor"); only a required one, without which later stages mean
+nothing, stops the stage, and only in the profile mini.
 """
 
 from __future__ import annotations
