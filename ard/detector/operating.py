@@ -1,12 +1,10 @@
-"""The open-set detector's operating point, kept in its model folder, and the detector as the stages ask it."""
+"""A detector's operating point, kept in its model folder: the score from which a box counts, set on base scenes.
+
+`ard.detector.finder.finder(folder, load_threshold(folder))` is the open-set detector as the stages 02 and 04 ask it.
+"""
 
 from pathlib import Path
-from typing import Callable
 
-import numpy as np
-
-from ard.detector.model import load_detector
-from ard.detector.score import detect
 from ard.files import FileError, atomic_write_json, read_json
 
 FILE = "operating_point.json"
@@ -23,14 +21,3 @@ def load_threshold(folder: str | Path) -> float:
     if not isinstance(threshold, float) or not 0 <= threshold <= 1:
         raise FileError(f"{Path(folder) / FILE}: expected a threshold between 0 and 1, found {threshold!r}")
     return threshold
-
-
-def load_detect(folder: str | Path) -> Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray]]:
-    """`ard.exemplars.Detect` by a saved detector: image uint8 (64, 64, 3) and class name -> boxes xyxy px, scores."""
-    model, threshold = load_detector(folder), load_threshold(folder)
-
-    def ask(image: np.ndarray, class_name: str) -> tuple[np.ndarray, np.ndarray]:
-        found = detect(model, image[None], class_name, threshold)[0]
-        return found.boxes, found.scores
-
-    return ask
