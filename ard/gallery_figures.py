@@ -1,0 +1,70 @@
+"""Pictures of queries and what methods answer: the paper's Figures 3 and 13 in our terms, and what a concept looks like.
+
+Used by notebook 09; reads a dataset and the rows of data/results/queries.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from ard.plots import COLOURS, TRUTH, tile
+from ard.records import Dataset, Sample, positive
+
+
+def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str], Mapping],
+                   samples: Sequence[Sample], methods: Sequence[str], top: int = 10) -> Figure:
+    """For each query a row per method: the query with R_Q, then the method's strongest answers with box and score.
+
+    results: rows of queries.jsonl by (method, sample_id). The true image is framed; a row without a frame missed it.
+    """
+    images = {image.image_id: image for image in dataset.gallery[split]}
+    height = len(samples) * len(methods)
+    figure, panels = plt.subplots(height, top + 1, figsize=(1.25 * (top + 1), 1.5 * height), squeeze=False)
+    for axes in panels.ravel():
+        axes.axis("off")
+    for place in range(height):
+        sample, method = samples[place // len(methods)], methods[place % len(methods)]
+        row, own = results[method, sample.sample_id], positive(sample, dataset.gallery[split]).image_id
+        shown(panels[place, 0], dataset.pixels(sample.query_file), sample.query_box, f"query: {sample.class_name}\n"
+              f"{method}, rank {row['rank']}", COLOURS[method], COLOURS[method])
+        for axes, (image_id, box, score) in zip(panels[place, 1:], row["top"]):
+            caption = "nothing found" if score is None else f"{score:.3f}"
+            shown(axes, dataset.pixels(images[image_id].file), box, caption, TRUTH if image_id == own else None)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def concepts_figure(dataset: Dataset, split: str, per_class: int, queries: int = 5) -> Figure:
+    """Exemplars with R_X, beside each the queries that were generated from it, with R_Q."""
+    concepts: dict[str, dict[str, list[Sample]]] = {}
+    for sample in dataset.samples[split]:
+        concepts.setdefault(sample.class_name, {}).setdefault(sample.concept_id, []).append(sample)
+    rows = [sorted(found, key=lambda s: s.template)[:queries]
+            for name in sorted(concepts) for _, found in sorted(concepts[name].items())[:per_class]]
+    figure, panels = plt.subplots(len(rows), queries + 1, figsize=(1.35 * (queries + 1), 1.5 * len(rows)), squeeze=False)
+    for axes in panels.ravel():
+        axes.axis("off")
+    for line, samples in zip(panels, rows):
+        first = samples[0]
+        shown(line[0], dataset.pixels(first.exemplar_file), first.exemplar_box, f"exemplar: {first.class_name}", TRUTH)
+        for axes, sample in zip(line[1:], samples):
+            shown(axes, dataset.pixels(sample.query_file), sample.query_box, f"{sample.medium}"[:16])
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def shown(axes, image, box, title: str, frame: str | None = None, colour: str | None = None) -> None:
+    """A tile on an axis that was switched off."""
+    axes.axis("on")
+    tile(axes, image, box, title, frame, **({"colour": colour} if colour else {}))
+
+
+def illustrative(results: Mapping[tuple[str, str], Mapping], samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Queries chosen by position, not by outcome: evenly spaced in the order of class and id, so hits and misses
+    appear as often as they happen."""
+    known = sorted((s for s in samples if ("ARD", s.sample_id) in results), key=lambda s: (s.class_name, s.sample_id))
+    count = min(count, len(known))
+    return [known[(2 * i + 1) * len(known) // (2 * count)] for i in range(count)]
