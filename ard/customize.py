@@ -26,13 +26,24 @@ from ard.files import Ledger, sha256_bytes, sha256_file, write_jsonl
 from ard.records import RecordError, read_image
 from ard.templates import fill, with_article
 
+ATTENTION = r"^unet\..*attn[12]\.to_(q|k|v|out\.0)$"
+MODULES = {  # what LoRA may change, by name
+    "kv": r"^unet\..*attn2\.to_[kv]$",  # Custom Diffusion's choice
+    "cross": r"^unet\..*attn2\.to_(q|k|v|out\.0)$",
+    "attn": ATTENTION,
+    "attn+text": rf"{ATTENTION}|^text_encoder\..*(q|k|v|out)_proj$",
+    "attn+ff": rf"{ATTENTION}|^unet\..*ff\.net\.(0\.proj|2)$",
+    "attn+ff+proj": rf"{ATTENTION}|^unet\..*(ff\.net\.(0\.proj|2)|proj_(in|out))$",
+    "conv": r"^unet\..*resnets.*conv[12]$",
+}
+
 
 @dataclass(frozen=True)
 class CustomizeConfig:
     """Settings of one customisation; the defaults fit the mini generator, published values stand beside them."""
 
     mode: str = "lora"  # lora | kv | full (published: full; its delta is too large to keep) | token
-    modules: str = r"^unet\..*attn[12]\.to_(q|k|v|out\.0)$"  # searched in module names; used by lora
+    modules: str = ATTENTION  # searched in module names; used by lora
     rank: int = 1
     prompts: tuple[str, ...] = ("A photo of {}.",)  # one is drawn for each image of a batch
     token_steps: int = 40  # published 400

@@ -37,7 +37,7 @@ def to_sample(query, exemplar, query_folder: str) -> Sample:
 
 def assemble(root: str | Path, exemplars: Sequence, queries: Sequence, images: Iterable[GalleryImage],
              query_folder: str = "queries") -> Dataset:
-    """The dataset of all splits; a split's gallery is every image with a kept exemplar, even if none of its queries is.
+    """The dataset of all splits with queries; a split's gallery is every image with a kept exemplar, asked for or not.
 
     exemplars: `exemplars.Exemplar`; queries: kept `generate.Drawn`; images: the exemplar scenes with all true objects.
     All files are relative to `root`. RecordError: a query without exemplar, an exemplar without image, broken splits.
@@ -49,7 +49,7 @@ def assemble(root: str | Path, exemplars: Sequence, queries: Sequence, images: I
         raise RecordError(f"{len(lost)} queries without an exemplar or exemplars without an image, first: {lost[:3]}")
     samples = [to_sample(q, by_id[q.exemplar_id], query_folder) for q in queries]
     used = {split: {e.file for e in exemplars if e.facts.get("split") == split} for split in SPLITS}
-    splits = [split for split in SPLITS if used[split]]
+    splits = [split for split in SPLITS if any(x.split == split for x in samples)]
     dataset = Dataset(Path(root),
                       {s: shuffled((x for x in samples if x.split == s), "sample_id") for s in splits},
                       {s: shuffled((scenes[f] for f in used[s]), "image_id") for s in splits})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -108,13 +108,15 @@ def build_exemplar(pair: Pair, root: Path, out: str, detect: Detect, segment: Ca
 
 
 def build_exemplars(pairs: Iterable[Pair], root: str | Path, detect: Detect, segment: Callable,
-                    config: ExemplarConfig = ExemplarConfig(), out: str = "masks"
+                    config: ExemplarConfig = ExemplarConfig(), out: str = "masks", target: str | Path | None = None
                     ) -> tuple[tuple[Exemplar, ...], tuple[Discard, ...]]:
     """All pairs, in order; masks go to `root/out/<exemplar_id>.png`. Raises ValueError when there is no pair at all.
 
-    Every pair ends in exactly one of the two results; count the second by reason with `reasons`.
+    Every pair ends in exactly one of the two results; count the second by reason with `reasons`. target: writes masks
+    there instead of below `root`, for a folder that is published later.
     """
     root, pairs = Path(root), tuple(pairs)
+    target = root if target is None else Path(target)
     if not pairs:
         raise ValueError(f"no (image, class) pairs to make exemplars of under {root}")
     twice = [k for k, n in Counter(p.exemplar_id for p in pairs).items() if n > 1]
@@ -126,7 +128,7 @@ def build_exemplars(pairs: Iterable[Pair], root: str | Path, detect: Detect, seg
         if mask is None:
             dropped.append(record)
             continue
-        write_mask(root / record.mask_file, mask)
+        write_mask(target / record.mask_file, mask)
         kept.append(record)
     return tuple(kept), tuple(dropped)
 
@@ -158,6 +160,23 @@ def load_exemplars(path: str | Path) -> tuple[tuple[Exemplar, ...], list[str]]:
         except (TypeError, KeyError, ValueError) as error:
             bad.append(f"{path}: {row.get('exemplar_id', 'row without exemplar_id')}: not an exemplar ({error})")
     return tuple(good), bad
+
+
+def take(exemplars: Iterable[Exemplar], limit: Mapping[str, int], classes: Iterable[str]) -> tuple[Exemplar, ...]:
+    """The first `limit[split]` exemplars of each of the `classes` in each split, in order; splits not named give none.
+
+    Raises ValueError when none is left.
+    """
+    classes, seen, chosen = set(classes), Counter(), []
+    for exemplar in exemplars:
+        key = exemplar.class_name, exemplar.facts.get("split")
+        seen[key] += 1
+        if exemplar.class_name in classes and seen[key] <= limit.get(key[1], 0):
+            chosen.append(exemplar)
+    if not chosen:
+        raise ValueError(f"no exemplar of {sorted(classes)} within the limits {dict(limit)}; run 02_exemplars, "
+                         "look at its counts, or raise limit_per_class")
+    return tuple(chosen)
 
 
 def write_mask(path: str | Path, mask: np.ndarray) -> None:

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from ard.customize import item_seed
 from ard.deltas import DeltaError, apply_delta, remove_delta
 from ard.exemplars import Detect, Exemplar, best_box
-from ard.files import Ledger, atomic_write_bytes, atomic_write_json, read_json, sha256_bytes, write_jsonl
+from ard.files import (
+    Ledger, atomic_write_bytes, atomic_write_json, read_json, read_jsonl, sha256_bytes, write_jsonl)
 from ard.records import RecordError, read_image
 from ard.templates import fill
 
@@ -148,6 +149,18 @@ def generate_all(pipe, exemplars: Sequence[Exemplar], learned: Sequence[dict], r
         write_jsonl(out / f"{name}.jsonl", [asdict(d) for d in rows])
     write_jsonl(out / "failed.jsonl", failed)
     return kept, rejected, failed
+
+
+def load_drawn(path: str | Path) -> tuple[tuple[Drawn, ...], list[str]]:
+    """Records of `queries.jsonl` or `rejected.jsonl`, and one message for each line that was left out."""
+    rows, bad = read_jsonl(path)
+    good = []
+    for row in rows:
+        try:
+            good.append(_drawn(row))
+        except (TypeError, KeyError) as error:
+            bad.append(f"{path}: {row.get('sample_id', 'row without sample_id')}: not a generated image ({error})")
+    return tuple(good), bad
 
 
 def copy_similarity(query: np.ndarray, exemplar: np.ndarray, size: int = 32, shift: int = 4) -> float:

@@ -1,0 +1,113 @@
+"""Did customisation keep the individual, and does the generator still obey its prompt? Measured by independent judges.
+
+The judges (`ard.probes`, `ard.identity`) appear in no table row. Used to choose the number of customisation steps on
+validation exemplars, and to judge the queries of test individuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ard.customize import Concept, CustomizeConfig, customize, item_seed
+from ard.deltas import apply_delta, remove_delta
+from ard.exemplars import Exemplar, read_mask
+from ard.generate import Drawn, GenerateConfig, generate_concept
+from ard.identity import IdentityEncoder, nearest_individual
+from ard.probes import Probes
+from ard.records import read_image
+from ard.templates import context_medium
+from ard.world import Individual, World
+
+GREY_MEDIA = ("charcoal sketch", "pencil drawing")
+VERDICTS = ("individual", "class", "context", "medium")
+
+
+@dataclass(frozen=True, eq=False)
+class Judges:
+    """The mini world, whose renderings are the reference, and the two judges."""
+
+    world: World
+    probes: Probes
+    encoder: IdentityEncoder
+
+    @classmethod
+    def load(cls, folder: str | Path, world: World) -> Judges:
+        """From the folder of the judges' notebook: `probes.safetensors` and `identity/`."""
+        return cls(world, Probes.load(Path(folder) / "probes.safetensors"), IdentityEncoder.load(Path(folder) / "identity"))
+
+    def likeness(self, query: np.ndarray, query_box, exemplar: np.ndarray, exemplar_box) -> float:
+        """Cosine of the individuals in R_Q and R_X: a column of each query."""
+        a, b = self.encoder.embed(np.stack([query, exemplar]), np.array([query_box, exemplar_box]))
+        return float(a @ b)
+
+
+def individual_of(world: World, individual_id: str) -> Individual:
+    """The individual that an id names. Raises KeyError for an unknown drawing."""
+    drawing, *traits = individual_id.split("+")
+    known = {d.drawing: d for d in world.drawings}
+    if drawing not in known or len(traits) != 3:
+        raise KeyError(f"no individual {individual_id!r} in this world")
+    return Individual(known[drawing].class_name, drawing, known[drawing].designer, *traits)
+
+
+def pool_of(world: World, exemplar: Exemplar, exemplars: Sequence[Exemplar], size: int) -> list[Individual]:
+    """The individual of `exemplar` and up to size - 1 others of its class, those of its own split first."""
+    own, split = exemplar.facts["individual_id"], exemplar.facts["split"]
+    others = [e for e in exemplars if e.class_name == exemplar.class_name and e.facts["individual_id"] != own]
+    others = sorted(others, key=lambda e: (e.facts["split"] != split, e.exemplar_id))[:size - 1]
+    return [individual_of(world, i) for i in (own, *(e.facts["individual_id"] for e in others))]
+
+
+def judge(judges: Judges, drawn: Sequence[Drawn], images: Sequence[np.ndarray], exemplars: Sequence[Exemplar],
+          size: int = 10, seed: int = 0) -> pd.DataFrame:
+    """One row a generated image with a box: is the individual, class, context, medium right (VERDICTS, bool)?
+
+    'individual': of `size` individuals of the class, each rendered in the query's setting, its own is the nearest.
+    """
+    by_id = {e.exemplar_id: e for e in exemplars}
+    rows = [(d, image) for d, image in zip(drawn, images, strict=True) if d.box is not None]
+    if not rows:
+        return pd.DataFrame(columns=["sample_id", "grey", "likeness", *VERDICTS])
+    pixels, settings = np.stack([image for _, image in rows]), [context_medium(d.template) for d, _ in rows]
+    pools = [pool_of(judges.world, by_id[d.exemplar_id], exemplars, size) for d, _ in rows]
+    right = nearest_individual(judges.encoder, judges.world, pixels, np.array([d.box for d, _ in rows]),
+                               [pool[0] for pool in pools], pools, settings, seed)
+    named = judges.probes.predict(pixels)
+    wanted = {"class": [d.class_name for d, _ in rows], "context": [c for c, _ in settings],
+              "medium": [m for _, m in settings]}
+    return pd.DataFrame({
+        "sample_id": [d.sample_id for d, _ in rows], "grey": [m in GREY_MEDIA for _, m in settings],
+        "likeness": [d.likeness for d, _ in rows], "individual": right,
+        **{aspect: named[aspect] == np.array(names) for aspect, names in wanted.items()}})
+
+
+def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar], root: str | Path,
+              grid: Sequence[tuple[int, int]], config: CustomizeConfig, drawing: GenerateConfig,
+              templates: Sequence[str], detect: Callable, judges: Judges, seed: int = 0) -> pd.DataFrame:
+    """Customise, generate and judge at every (token steps, weight steps) of `grid`; one row an image that was drawn.
+
+    An image in which the class is not found counts as wrong in all `VERDICTS`. Equal seeds in every cell of the grid.
+    """
+    tables = []
+    for token_steps, weight_steps in grid:
+        recipe = replace(config, token_steps=token_steps, weight_steps=weight_steps)
+        for exemplar in exemplars:
+            image, mask = read_image(Path(root) / exemplar.file), read_mask(Path(root) / exemplar.mask_file)
+            concept = Concept("<v1>", exemplar.class_name, mask)
+            delta = customize(pipe, image, [concept], recipe, item_seed(seed, exemplar.exemplar_id))
+            apply_delta(pipe, delta)
+            try:
+                drawn, images = generate_concept(pipe, exemplar, "<v1>", image, templates, detect, drawing, seed)
+            finally:
+                remove_delta(pipe)
+            table = judge(judges, drawn, images, everyone, seed=seed).set_index("sample_id")
+            table = table.reindex([d.sample_id for d in drawn])
+            table[[*VERDICTS]] = table[[*VERDICTS]].eq(True)
+            table["copy"] = [d.copy_similarity for d in drawn]
+            tables.append(table.assign(token_steps=token_steps, weight_steps=weight_steps, concept=exemplar.exemplar_id))
+    return pd.concat(tables).reset_index()
