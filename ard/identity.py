@@ -164,6 +164,27 @@ def nearest_individual(encoder, world, images: np.ndarray, boxes: np.ndarray, tr
     return np.array(right)
 
 
+def rendered_trials(world, count: int, seed: int = 0, split: str = "test", size: int = 10) -> tuple:
+    """`count` questions for `nearest_individual`: images, boxes, truths, pools of `size`, settings.
+
+    A pool holds individuals of one class, any two apart in at least two of drawing, palette, marking and warp; the
+    question is a fresh rendering of one of them in a random place and medium. Classes take turns.
+    """
+    rng, trials = np.random.default_rng([seed, count]), []
+    for n in range(count):
+        name, pool = world.classes[n % len(world.classes)], []
+        candidates = (world.individual(name, split, rng) for _ in range(200 * size))
+        while len(pool) < size and (candidate := next(candidates, None)):
+            if all(candidate.differs(other) >= 2 for other in pool):
+                pool.append(candidate)
+        if len(pool) < size:
+            raise ValueError(f"only {len(pool)} of {size} individuals of class {name!r} in split {split!r} are apart")
+        scene = world.scene(rng, individuals=[pool[0]], fillers=0)
+        trials.append((scene.image, scene.objects[0].box, pool[0], pool, (scene.context, scene.medium)))
+    images, boxes, truths, pools, settings = zip(*trials)
+    return np.stack(images), np.array(boxes), truths, pools, settings
+
+
 def _soften(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sometimes blur a little, as a VAE does, so that sharpness alone tells nothing."""
     if rng.random() < 0.5:

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ard.identity import IdentityConfig, IdentityEncoder, contrastive_loss, nearest_individual, square_crops, train_identity
+from ard.identity import (IdentityConfig, IdentityEncoder, contrastive_loss, nearest_individual, rendered_trials,
+                          square_crops, train_identity)
 from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_examples
 from ard.world import World
 
@@ -98,3 +99,21 @@ def test_nearest_individual_by_a_perfect_and_a_blind_judge(world):
     assert not nearest_individual(Blind(), world, *args)[0]
     with pytest.raises(ValueError, match="not among"):
         nearest_individual(Blind(), world, *args[:2], [pool[1]], [pool[:1]], args[4])
+
+
+def test_trials_ask_for_one_of_ten_that_are_apart(world):
+    images, boxes, truths, pools, settings = rendered_trials(world, 3, size=4)
+    assert images.shape == (3, 64, 64, 3) and boxes.shape == (3, 4) and len(settings) == 3
+    for truth, pool in zip(truths, pools):
+        assert truth in pool and len(pool) == 4 and {i.class_name for i in pool} == {truth.class_name}
+        assert all(a.differs(b) >= 2 for k, a in enumerate(pool) for b in pool[:k])
+    assert np.array_equal(images, rendered_trials(world, 3, size=4)[0])
+
+    class OneCat:
+        classes = ("cat",)
+
+        def individual(self, *_):
+            return truths[0]
+
+    with pytest.raises(ValueError, match="only 1 of 2"):
+        rendered_trials(OneCat(), 1, size=2)
