@@ -1,0 +1,187 @@
+"""Answers survive a kill, rows are complete, rendered queries are right, and the report finds what was planted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ard import report
+from ard.baselines.abc import AbCConfig
+from ard.detector.method import DetectorMethod
+from ard.evaluation import ROWS, alone, asked_samples, class_proposals, collect, train_abc, write_results
+from ard.metrics import ANALYTIC_ROWS, IOU_GATE, TABLE2_COLUMNS
+from ard.records import Attribution, RecordError
+from ard.rendered import individual_of, rendered_query
+from ard.world import World
+from tests.toy_attribution import CLASSES, ROOT, tiny_detector, toy_dataset
+
+METHODS = [row for row in ROWS if row not in ANALYTIC_ROWS] + [report.CROPS_RENDERED]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return toy_dataset(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def gallery(dataset):
+    return dataset.open_gallery("test")
+
+
+class Guess:
+    """A method that counts its questions; `knows` decides whether it is right."""
+
+    def __init__(self, dataset, knows=True, boxes=True):
+        self.asked, self.dataset, self.knows, self.boxes = 0, dataset, knows, boxes
+
+    def rank(self, query, gallery):
+        self.asked += 1
+        own = query.sample.exemplar_file
+        box = query.sample.exemplar_box if self.boxes else None
+        return [Attribution(i.image_id, box, 1.0 if (i.file == own) == self.knows else 0.1) for i in gallery]
+
+
+def answered(dataset, **special):
+    """Answers of every method: right ones, but for the methods named in `special`."""
+    gallery, answers = dataset.open_gallery("test"), {}
+    for name in METHODS:
+        method = special.get(name, Guess(dataset, boxes=name not in ("image cosine", "AbC")))
+        answers[name] = {s.sample_id: method.rank(dataset.query(s), gallery) for s in dataset.samples["test"]}
+    return answers
+
+
+def test_a_killed_evaluation_goes_on(dataset, gallery, tmp_path):
+    samples, file = dataset.samples["test"], tmp_path / "a.jsonl"
+    whole, _ = collect(alone("m", Guess(dataset)), samples, dataset.query, gallery, tmp_path / "b.jsonl", "m")
+    collect(alone("m", Guess(dataset)), samples[:5], dataset.query, gallery, file, "m")
+    file.write_bytes(file.read_bytes()[:-20])  # torn while it was written
+    rest = Guess(dataset)
+    again, milliseconds = collect(alone("m", rest), samples, dataset.query, gallery, file, "m")
+    assert again == whole and rest.asked == len(samples) - 4 and milliseconds > 0
+
+
+def test_nothing_found_survives_the_ledger(dataset, gallery, tmp_path):
+    class Nothing:
+        def rank(self, query, gallery):
+            return [Attribution(i.image_id, None, float("-inf")) for i in gallery]
+
+    found, _ = collect(alone("m", Nothing()), dataset.samples["test"][:1], dataset.query, gallery, tmp_path / "l", "m")
+    assert all(a.score == float("-inf") and a.box is None for a in next(iter(found["m"].values())))
+
+
+def test_asked_samples(dataset):
+    assert len(asked_samples(dataset, "test", 1)) == 6 and len(asked_samples(dataset, "test", 0)) == 12
+    few = asked_samples(dataset, "test", 0, max_exemplars=2)
+    assert len(few) == 4 and len({s.concept_id for s in few}) == 2
+
+
+def test_table2_has_every_row_in_both_readings(dataset):
+    outcomes = report.outcomes_of(answered(dataset), dataset)
+    rows = report.table2(outcomes, "toy")
+    assert tuple(dict.fromkeys(r["method"] for r in rows)) == ROWS and all(tuple(r) == TABLE2_COLUMNS for r in rows)
+    readings = {m: [r["gated"] for r in rows if r["method"] == m] for m in ROWS}
+    assert readings["ARD"] == [True, False] and readings["AbC"] == readings["chance"] == [False]
+    assert next(r for r in rows if r["method"] == "ARD")["recall_1"] == 1
+    with pytest.raises(ValueError, match="none of: crop cosine$"):
+        report.table2({k: v for k, v in outcomes.items() if k != "crop cosine"}, "toy")
+
+
+def test_differences_are_paired_and_the_oracle_is_gated_by_the_method(dataset):
+    outcomes = report.outcomes_of(answered(dataset, **{"crop cosine": Guess(dataset, knows=False)}), dataset)
+    rows = {(r["a"], r["b"], r["gated"]): r for r in report.differences(outcomes)}
+    assert rows["ARD", "crop cosine", True]["difference"] == 1 and rows["ARD", "ARD-", True]["difference"] == 0
+    assert rows["ARD", "class oracle", True]["recall_1_b"] == 0.5, "two of a class in the gallery, box always right"
+    same = {r["method"]: r for r in report.same_class(outcomes)}
+    assert same["ARD"]["difference"] == 0.5 and same["crop cosine"]["same_class_recall_1"] == 0
+
+
+def worse(answers, dataset, name, how):
+    """`answers` with a method spoiled: 'box' misses R_X, 'rank' puts X last."""
+    spoiled = {}
+    for s in dataset.samples["test"]:
+        own = next(i.image_id for i in dataset.gallery["test"] if i.file == s.exemplar_file)
+        change = {"box": (0.0, 0.0, 1.0, 1.0)} if how == "box" else {"score": -1.0}
+        spoiled[s.sample_id] = [replace(a, **change) if a.image_id == own else a for a in answers[name][s.sample_id]]
+    return answers | {name: spoiled}
+
+
+@pytest.mark.parametrize("spoil, link", [
+    ([], "none"), ([("ARD", "rank")], "generator"), ([("ARD", "box"), (report.RENDERED, "box")], "proposal"),
+    ([("ARD", "rank"), (report.RENDERED, "rank")], "ranking")])
+def test_the_failing_link_is_the_one_that_was_broken(dataset, spoil, link):
+    answers = answered(dataset)
+    for name, how in spoil:
+        answers = worse(answers, dataset, name, how)
+    found = report.diagnose(report.outcomes_of(answers, dataset))
+    assert found["link"] == link and sum(found["loss"].values()) + found["recall_1"] == pytest.approx(1)
+    assert ("above its class oracle:" in report.verdict(found)) == (link == "none")
+    assert link == "none" or f"failing link is {link}." in report.verdict(found)
+
+
+def test_swaps_take_another_individual_of_the_class_and_template(dataset):
+    for sample in dataset.samples["test"]:
+        partner = report.swap_partner(sample, dataset.samples["test"])
+        assert partner.class_name == sample.class_name and partner.template == sample.template
+        assert partner.individual_id != sample.individual_id
+        assert report.swap_partner(sample, [sample]) is None
+    rows = report.swap_tokens(DetectorMethod(tiny_detector()), dataset.samples["test"][:3], dataset, "test", dataset.query)
+    assert len(rows) == 6 and any(r["own"] != r["swapped"] for r in rows)
+    assert report.swap_tokens(DetectorMethod(tiny_detector()), [], dataset, "test", dataset.query) == []
+
+
+def test_swap_summary_and_its_reading(dataset):
+    rows = [{"method": "ARD", "concept_id": str(i), "own": 0.5, "swapped": 0.2} for i in range(8)]
+    table = report.swap_summary(rows, "rendered")
+    assert table[0]["share_fallen"] == 1 and table[0]["mean_fall"] == pytest.approx(0.3)
+    outcomes = report.outcomes_of(answered(dataset), dataset)
+    assert report.diagnose(outcomes, table)["reads_exemplar"] is True
+    assert report.diagnose(outcomes, report.swap_summary([r | {"own": 0.1} for r in rows], "rendered"))["reads_exemplar"] is False
+
+
+def test_query_rows_keep_the_strongest(dataset):
+    answers = answered(dataset)
+    rows = report.query_rows(answers, report.outcomes_of(answers, dataset))
+    row = next(r for r in rows if r["method"] == "ARD")
+    own = next(s for s in dataset.samples["test"] if s.sample_id == row["sample_id"])
+    assert row["rank"] == 1 and row["top"][0][0] == own.concept_id and len(row["top"]) == 6
+    assert len(rows) == len(METHODS) * len(dataset.samples["test"])
+
+
+def test_results_are_written_at_once(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("ARD_WORK", str(tmp_path / "work"))
+    write_results(tmp_path / "results", {"a": [{"x": 1}], "none": []}, [{"q": 1}], {"link": "none"})
+    assert {p.name for p in (tmp_path / "results").iterdir()} == {"a.csv", "none.csv", "queries.jsonl", "diagnosis.json"}
+
+
+def test_rendered_queries_show_the_individual_in_the_templates_scene(dataset):
+    world, sample = World.load(ROOT / "data/world"), dataset.samples["test"][0]
+    person = individual_of(sample)
+    assert person.individual_id == sample.individual_id and person.designer == sample.designer
+    query = rendered_query(world, sample)
+    again, other = rendered_query(world, sample), rendered_query(world, sample, seed=1)
+    assert (query.image == again.image).all() and (query.image != other.image).any()
+    x0, y0, x1, y1 = query.sample.query_box
+    assert 0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64 and query.sample.sample_id == sample.sample_id
+    with pytest.raises(RecordError, match="mini world"):
+        individual_of(replace(sample, individual_id="coco-17"))
+
+
+def test_proposals_are_boxes_of_the_class(dataset):
+    proposals = class_proposals(tiny_detector(), dataset, "test", CLASSES, threshold=0.0)
+    assert all(proposals(i.image_id, c).shape[1] == 4 for i in dataset.gallery["test"] for c in CLASSES)
+    none = class_proposals(tiny_detector(), dataset, "test", CLASSES, threshold=1.1)
+    assert all(len(none(i.image_id, c)) == 0 for i in dataset.gallery["test"] for c in CLASSES)
+    assert IOU_GATE == 0.5
+
+
+def test_abc_is_trained_once(dataset, tmp_path):
+    calls = []
+
+    def encode(images):
+        calls.append(len(images))
+        return np.stack([im.reshape(-1, 3).mean(0) for im in images])
+
+    first = train_abc(dataset, encode, AbCConfig(epochs=2), tmp_path / "abc.safetensors")
+    count = len(calls)
+    again = train_abc(dataset, encode, AbCConfig(epochs=2), tmp_path / "abc.safetensors")
+    assert len(calls) == count and (first.map_real(np.eye(3)) == again.map_real(np.eye(3))).all()

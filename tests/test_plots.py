@@ -1,0 +1,64 @@
+"""Pictures: the same bytes for the same data, a colour for every row, and every figure draws."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+
+from ard import gallery_figures, plots, report  # noqa: E402
+from ard.evaluation import ROWS  # noqa: E402
+from tests.test_evaluation import answered  # noqa: E402
+from tests.toy_attribution import toy_dataset  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return toy_dataset(tmp_path_factory.mktemp("toy"))
+
+
+def test_every_row_has_its_own_colour():
+    assert set(ROWS) | {report.CROPS_RENDERED} == set(plots.COLOURS)
+    assert len({str(c) for c in plots.COLOURS.values()}) == len(plots.COLOURS)
+
+
+def test_bytes_are_stable_and_undated(tmp_path):
+    for name in ("a", "b"):
+        figure, axes = plt.subplots()
+        axes.plot([1, 2])
+        plots.save(figure, tmp_path / f"{name}.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert data == (tmp_path / "b.png").read_bytes() and b"Software" not in data and b"matplotlib" not in data
+    plt.close("all")
+
+
+def test_every_figure_draws(dataset):
+    answers = answered(dataset)
+    outcomes = report.outcomes_of(answers, dataset)
+    table = pd.DataFrame(report.table2(outcomes, "toy"))
+    results = {(r["method"], r["sample_id"]): r for r in report.query_rows(answers, outcomes)}
+    some = gallery_figures.illustrative(results, dataset.samples["test"], 3)
+    assert len({s.class_name for s in some}) == 3
+    validation = [{"step": s, "recall_1": 0.1, "same_class_recall_1": 0.2, "box_acc": 0.5, "same_class_chance": 0.1}
+                  for s in (0, 5)]
+    figures = [plots.curves([{"step": 1, "loss": 1.0}], validation, ["loss"]), plots.recall_bars(table),
+               plots.profile_lines(pd.DataFrame(report.profiles(outcomes)), ["ARD", "AbC"]),
+               plots.strata_bars(pd.DataFrame(report.strata(outcomes)), ["ARD", "crop cosine"], ["medium", "area"]),
+               plots.table_figure(table[["method", "box_acc"]], "t"),
+               gallery_figures.answers_figure(dataset, "test", results, some, ["ARD", "AbC"]),
+               gallery_figures.concepts_figure(dataset, "test", 1, queries=2)]
+    for figure in figures:
+        figure.canvas.draw()
+    framed = [axes for axes in figures[5].axes if axes.patches or axes.images]
+    assert len(framed) == 3 * 2 * (1 + 6)
+    plt.close("all")
+
+
+def test_tile_box_is_in_image_pixels():
+    _, axes = plt.subplots()
+    plots.tile(axes, np.zeros((64, 64, 3), np.uint8), (10, 20, 30, 50))
+    assert axes.patches[0].get_bbox().bounds == (9.5, 19.5, 20, 30)
+    plt.close("all")

@@ -1,0 +1,58 @@
+"""`ard.readme`: numbers reach the README from table2.csv only; what is committed agrees with the committed table."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ard import readme
+from ard.evaluation import ROWS
+from ard.files import FileError
+from ard.metrics import TABLE2_COLUMNS, to_csv
+
+ROOT = Path(__file__).parents[1]
+PAGE = f"head\n{readme.START}\nold\n{readme.END}\ntail\n"
+
+
+def table(methods=("chance", "ARD")):
+    row = dict.fromkeys(TABLE2_COLUMNS, 0.25) | {"dataset": "toy", "n_queries": 8, "n_exemplars": 4, "gallery_size": 5}
+    rows = [row | {"method": m, "gated": g, "box_acc": 0.5 if m == "ARD" else None, "recall_1": 0.125 if g else 0.375}
+            for m in methods for g in ((True, False) if m == "ARD" else (False,))]
+    return to_csv(rows, TABLE2_COLUMNS)
+
+
+def test_rows_are_gated_where_there_is_a_box_and_name_their_command():
+    lines = readme.results(table()).splitlines()
+    assert lines[2].startswith("| chance | – | 0.375 [0.250, 0.250] |") and lines[2].endswith("|  |")
+    assert lines[3].startswith("| ARD | 0.500 | 0.125 ") and "`python -m ard.run 07_phase2`" in lines[3]
+    assert len({line.count("|") for line in lines[:4]}) == 1 and "8 queries of 4 exemplars" in lines[-1]
+    assert set(readme.COMMANDS) <= set(ROWS)
+
+
+def test_only_the_part_between_the_markers_is_written(tmp_path):
+    (tmp_path / "README.md").write_text(PAGE)
+    assert readme.main(tmp_path) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("head\n") and text.endswith("\ntail\n") and "still in training" in text and "old" not in text
+    (tmp_path / "data/tables").mkdir(parents=True)
+    (tmp_path / "data/tables/table2.csv").write_text(table())
+    assert readme.main(tmp_path) == 0 and readme.main(tmp_path) == 0
+    assert (tmp_path / "README.md").read_text() == readme.filled(PAGE, table())
+
+
+def test_missing_markers_are_named(tmp_path, capsys):
+    with pytest.raises(FileError, match="expected one line"):
+        readme.filled("no markers", None)
+    (tmp_path / "README.md").write_text("no markers")
+    assert readme.main(tmp_path) == 1 and "README.md" in capsys.readouterr().err
+
+
+def test_committed_readme_shows_the_committed_table():
+    def committed(path):
+        done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout if done.returncode == 0 else None
+
+    page = committed("README.md")
+    if page is None:
+        pytest.skip("not a git clone")
+    assert readme.filled(page, committed("data/tables/table2.csv")) == page, "run: python -m ard.readme"
