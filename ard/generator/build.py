@@ -6,6 +6,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ard.files import atomic_write_json, read_json
 from ard.generator.text import MAX_LENGTH
 from ard.generator.vae import PatchAutoencoder
 
@@ -38,7 +39,7 @@ def build_scheduler() -> DDIMScheduler:
     """v-prediction with zero terminal signal: small latents keep their layout visible at any lesser noise."""
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False,
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
     )
 
 
@@ -62,7 +63,7 @@ def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> Stabl
     """Load a generator from a folder or hub name. Raises FileNotFoundError when a local folder is incomplete."""
     if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():
         raise FileNotFoundError(f"{path}/model_index.json is missing: restore it with git or run the pretraining stage")
-    pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(path, dtype=dtype, safety_checker=None)
     return quiet(pipe)
 
 
@@ -73,6 +74,9 @@ def save_pipeline(pipe: StableDiffusionPipeline, path: str | Path) -> None:
     for part in parts:
         part.half()
     pipe.save_pretrained(path)
+    # without this, transformers would open the text encoder alone in float16 when a user names no type
+    config = Path(path) / "text_encoder" / "config.json"
+    atomic_write_json(config, {**read_json(config), "dtype": "float32"})
     for part, state in zip(parts, kept):
         part.float()
         part.load_state_dict(state)

@@ -4,6 +4,7 @@ Autoencoder first (principal components, then its decoder's refinement), then te
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class GeneratorTrainer:
         """Linear warm-up over 500 steps, then cosine to 5% at `total_steps`."""
         warm = min(1.0, (self.step + 1) / 500)
         share = min(1.0, self.step / self.config.total_steps)
-        return self.config.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + np.cos(np.pi * share)))
+        return self.config.learning_rate * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
 
     def train_step(self, latents: Tensor, token_ids: Tensor) -> float:
         """One step on latents (B, C, 8, 8) and token ids (B, MAX_LENGTH). Random draws depend on the step only."""

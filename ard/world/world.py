@@ -77,10 +77,12 @@ class World:
         """A random individual of a class, from the drawings of a split."""
         drawings = self.drawings_of(class_name, split)
         drawing = drawings[rng.integers(len(drawings))]
-        # natural colours and unmarked bodies stay the commonest, as in any population
-        palette = "natural" if rng.random() < 0.4 else str(rng.choice(list(PALETTES)))
-        marking = "plain" if rng.random() < 0.35 else str(rng.choice(MARKINGS))
-        warp = str(rng.choice(WARPS))
+        # in the base population most are as drawn, as in any; exemplars are chosen to be told apart
+        plain = 0.6 if split == "base" else 0.3
+        palette, marking, warp = (
+            usual if rng.random() < plain else str(rng.choice(list(kinds)))
+            for usual, kinds in (("natural", PALETTES), ("plain", MARKINGS), ("none", WARPS))
+        )
         return Individual(class_name, drawing.drawing, drawing.designer, palette, marking, warp)
 
     def sprite(self, individual: Individual) -> np.ndarray:
