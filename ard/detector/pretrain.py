@@ -54,9 +54,9 @@ def exemplar_batches(pool: ScenePool, names: Sequence[str], batch_size: int) -> 
 
 def other_individual(rng: np.random.Generator, pool: ScenePool, candidates: np.ndarray, scene: int) -> int | None:
     """An object among `candidates` in another scene, and no individual that stands in `scene`; None when there is
-    none."""
+    none (twenty draws are tried)."""
     here = set(pool.individual[pool.objects_of(scene)])
-    for _ in range(20):
+    for _ in range(20 if len(candidates) else 0):
         chosen = int(rng.choice(candidates))
         if pool.scene[chosen] != scene and pool.individual[chosen] not in here:
             return chosen
