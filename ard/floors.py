@@ -54,6 +54,7 @@ def check(name: str, value: float, floor: float, *, at_most: bool = False, requi
 
 def report() -> pd.DataFrame:
     """The table of all rows checked so far; run by a stage, it also writes data/metrics/NN_name.json."""
+    pd.set_option("display.max_colwidth", None, "display.width", 160)  # a name cut short tells nothing
     rows = list(_rows.values())
     stage = _facts().get("notebook")
     if stage:
