@@ -33,7 +33,7 @@ def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str
         for axes, (image_id, box, score) in zip(panels[place, 1:], row["top"]):
             caption = "nothing found" if score is None else f"{score:.3f}"
             shown(axes, dataset.pixels(images[image_id].file), box, caption, TRUTH if image_id == own else None)
-    figure.tight_layout(pad=0.3)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.08, hspace=0.3)
     return figure
 
 
@@ -52,7 +52,7 @@ def concepts_figure(dataset: Dataset, split: str, per_class: int, queries: int =
         shown(line[0], dataset.pixels(first.exemplar_file), first.exemplar_box, f"exemplar: {first.class_name}", TRUTH)
         for axes, sample in zip(line[1:], samples):
             shown(axes, dataset.pixels(sample.query_file), sample.query_box, f"{sample.medium}"[:16])
-    figure.tight_layout(pad=0.3)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.08, hspace=0.3)
     return figure
 
 

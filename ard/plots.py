@@ -109,7 +109,7 @@ def table_figure(table: pd.DataFrame, title: str) -> Figure:
     """A table as a picture; numbers with three digits after the point."""
     def text(value) -> str:
         return f"{value:.3f}" if isinstance(value, float) and pd.notna(value) else "–" if pd.isna(value) else str(value)
-    figure, axes = plt.subplots(figsize=(1.1 * len(table.columns) + 2, 0.32 * len(table) + 1))
+    figure, axes = plt.subplots(figsize=(1.1 * len(table.columns) + 2, 0.24 * len(table) + 0.5))
     axes.axis("off")
     drawn = axes.table([[text(v) for v in row] for row in table.itertuples(index=False)], colLabels=list(table.columns),
                        loc="center", cellLoc="center")

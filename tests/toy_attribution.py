@@ -9,6 +9,7 @@ from PIL import Image
 
 from ard.dataset import TABLE1_COLUMNS, table1
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection, save_detector
+from ard.detector.operating import save_operating_point
 from ard.files import atomic_write_text
 from ard.metrics import to_csv
 from ard.records import Dataset, GalleryImage, GroundTruth, Sample
@@ -61,7 +62,7 @@ def toy_workspace(root: Path) -> Dataset:
     dataset = toy_dataset(root / "data/mini-coco")
     atomic_write_text(root / "data/tables/table1.csv", to_csv(table1(dataset, "mini-coco"), TABLE1_COLUMNS))
     for seed, name in enumerate(("open_set", "exemplar_prompted")):
-        save_detector(tiny_detector(seed), root / "data/models" / name)
+        save_operating_point(save_detector(tiny_detector(seed), root / "data/models" / name), 0.01)
     return dataset
 
 
