@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.numpy import save
 from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
 
 from ard.files import atomic_write_bytes
 
@@ -30,7 +31,7 @@ def image_features(images: np.ndarray, size: int = 192, batch: int = 32) -> np.n
     from ard.backbones import efficientnet_lite0
 
     model, out = efficientnet_lite0(), []
-    for start in range(0, len(images), batch):
+    for start in tqdm(range(0, len(images), batch), desc="features", mininterval=5, disable=len(images) < 2000):
         part = np.ascontiguousarray(images[start:start + batch])
         x = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
