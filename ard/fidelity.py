@@ -65,25 +65,26 @@ def pool_of(world: World, exemplar: Exemplar, exemplars: Sequence[Exemplar], siz
 
 def judge(judges: Judges, drawn: Sequence[Drawn], images: Sequence[np.ndarray], exemplars: Sequence[Exemplar],
           size: int = 10, seed: int = 0) -> pd.DataFrame:
-    """One row a generated image with a box: is the individual, class, context, medium right (VERDICTS, bool)?
+    """One row a generated image, in order: is the individual, class, context, medium right (VERDICTS, bool)?
 
-    'individual': of `size` individuals of the class, each rendered in the query's setting, its own is the nearest.
+    'individual': of `size` individuals of the class, each rendered in the query's setting, its own is the nearest; never
+    where the class was not found (box None).
     """
-    by_id = {e.exemplar_id: e for e in exemplars}
-    rows = [(d, image) for d, image in zip(drawn, images, strict=True) if d.box is not None]
-    if not rows:
-        return pd.DataFrame(columns=["sample_id", "grey", "likeness", *VERDICTS])
-    pixels, settings = np.stack([image for _, image in rows]), [context_medium(d.template) for d, _ in rows]
-    pools = [pool_of(judges.world, by_id[d.exemplar_id], exemplars, size) for d, _ in rows]
-    right = nearest_individual(judges.encoder, judges.world, pixels, np.array([d.box for d, _ in rows]),
-                               [pool[0] for pool in pools], pools, settings, seed)
-    named = judges.probes.predict(pixels)
-    wanted = {"class": [d.class_name for d, _ in rows], "context": [c for c, _ in settings],
+    by_id, settings = {e.exemplar_id: e for e in exemplars}, [context_medium(d.template) for d in drawn]
+    table = pd.DataFrame({"sample_id": [d.sample_id for d in drawn], "grey": [m in GREY_MEDIA for _, m in settings],
+                          "likeness": [d.likeness for d in drawn], "individual": False})
+    wanted = {"class": [d.class_name for d in drawn], "context": [c for c, _ in settings],
               "medium": [m for _, m in settings]}
-    return pd.DataFrame({
-        "sample_id": [d.sample_id for d, _ in rows], "grey": [m in GREY_MEDIA for _, m in settings],
-        "likeness": [d.likeness for d, _ in rows], "individual": right,
-        **{aspect: named[aspect] == np.array(names) for aspect, names in wanted.items()}})
+    named = judges.probes.predict(np.stack(images)) if drawn else {aspect: np.array([]) for aspect in wanted}
+    for aspect, names in wanted.items():
+        table[aspect] = named[aspect] == np.array(names)
+    found = [n for n, d in enumerate(drawn) if d.box is not None]
+    if found:
+        pools = [pool_of(judges.world, by_id[drawn[n].exemplar_id], exemplars, size) for n in found]
+        table.loc[found, "individual"] = nearest_individual(
+            judges.encoder, judges.world, np.stack([images[n] for n in found]), np.array([drawn[n].box for n in found]),
+            [pool[0] for pool in pools], pools, [settings[n] for n in found], seed)
+    return table
 
 
 def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar], root: str | Path,
@@ -91,7 +92,7 @@ def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar],
               templates: Sequence[str], detect: Callable, judges: Judges, seed: int = 0) -> pd.DataFrame:
     """Customise, generate and judge at every (token steps, weight steps) of `grid`; one row an image that was drawn.
 
-    An image in which the class is not found counts as wrong in all `VERDICTS`. Equal seeds in every cell of the grid.
+    Equal seeds in every cell of the grid.
     """
     tables = []
     for token_steps, weight_steps in grid:
@@ -105,9 +106,7 @@ def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar],
                 drawn, images = generate_concept(pipe, exemplar, "<v1>", image, templates, detect, drawing, seed)
             finally:
                 remove_delta(pipe)
-            table = judge(judges, drawn, images, everyone, seed=seed).set_index("sample_id")
-            table = table.reindex([d.sample_id for d in drawn])
-            table[[*VERDICTS]] = table[[*VERDICTS]].eq(True)
-            table["copy"] = [d.copy_similarity for d in drawn]
+            table = judge(judges, drawn, images, everyone, seed=seed)
+            table["copy"], table["found"] = zip(*((d.copy_similarity, not d.reason) for d in drawn))
             tables.append(table.assign(token_steps=token_steps, weight_steps=weight_steps, concept=exemplar.exemplar_id))
-    return pd.concat(tables).reset_index()
+    return pd.concat(tables, ignore_index=True)

@@ -49,7 +49,7 @@ def test_a_pool_holds_the_truth_first_then_its_own_split(world):
     assert set(ids[1:4]) <= {e.facts["individual_id"] for e in everyone[4:]}
 
 
-def test_judging_skips_pictures_without_a_box_and_reads_the_template(world):
+def test_a_picture_without_a_box_shows_no_individual_and_the_template_says_what_is_right(world):
     everyone = [exemplar(world, "cat", "val", n) for n in range(3)]
     person = fidelity.individual_of(world, everyone[0].facts["individual_id"])
     scenes = [world.scene(np.random.default_rng(n), [person], context=c, medium=m)
@@ -57,6 +57,6 @@ def test_judging_skips_pictures_without_a_box_and_reads_the_template(world):
     drawn = [Drawn(f"q{n}", everyone[0].exemplar_id, "cat", n, "", 0, "", None if n == 1 else s.objects[0].box, 1.0, "",
                    0.0) for n, s in enumerate(scenes)]
     table = fidelity.judge(fidelity.Judges(world, Yes(), Oracle()), drawn, [s.image for s in scenes], everyone)
-    assert list(table["sample_id"]) == [f"q{n}" for n in range(10) if n != 1]
-    assert table["class"].all() and table["context"].sum() == 6 and table["medium"].sum() == 4
+    assert list(table["sample_id"]) == [f"q{n}" for n in range(10)] and not table.loc[1, "individual"]
+    assert table["class"].all() and table["context"].sum() == 6 and table["medium"].sum() == 5
     assert table["grey"].sum() == 2 and table["individual"].dtype == bool
