@@ -74,9 +74,11 @@ def save_pipeline(pipe: StableDiffusionPipeline, path: str | Path) -> None:
     for part in parts:
         part.half()
     pipe.save_pretrained(path)
-    # without this, transformers would open the text encoder alone in float16 when a user names no type
-    config = Path(path) / "text_encoder" / "config.json"
-    atomic_write_json(config, {**read_json(config), "dtype": "float32"})
+    # without a type, transformers would open the text encoder alone in float16; where a part came from is nobody's business
+    for part, changes in (("text_encoder", {"dtype": "float32"}), ("vae", {}), ("unet", {})):
+        config = Path(path) / part / "config.json"
+        kept_keys = {k: v for k, v in read_json(config).items() if k != "_name_or_path"}
+        atomic_write_json(config, {**kept_keys, **changes})
     for part, state in zip(parts, kept):
         part.float()
         part.load_state_dict(state)
