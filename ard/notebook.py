@@ -127,13 +127,26 @@ def normalise(notebook: NotebookNode, root: PathLike = "") -> NotebookNode:
     return notebook
 
 
+def _last_drawn(text: str) -> str:
+    """Text as a terminal shows it: of a progress line that was drawn over, only the last state. Linear in its length.
+
+    >>> _last_drawn("1%\\r2%\\nwindows line\\r\\n")
+    '2%\\nwindows line\\r\\n'
+    """
+    if "\r" not in text:
+        return text
+    *whole, last = text.split("\n")
+    ends = [(line[:-1], "\r") if line.endswith("\r") else (line, "") for line in whole]
+    return "\n".join([*(line.rsplit("\r", 1)[-1] + end for line, end in ends), last.rsplit("\r", 1)[-1]])
+
+
 def _stable(output: NotebookNode, root: str) -> NotebookNode:
     def clean(value: Any) -> Any:
         if isinstance(value, list):
             return [clean(item) for item in value]
         if not isinstance(value, str):
             return value
-        value = re.sub(r"[^\n]*\r(?!\n)", "", value)  # a progress line that was drawn over
+        value = _last_drawn(value)
         return ADDRESS.sub("0x...", value.replace(root + "/", "").replace(root, ".") if root else value)
 
     if output.output_type == "stream":
@@ -144,9 +157,11 @@ def _stable(output: NotebookNode, root: str) -> NotebookNode:
         output.execution_count = None
     output.metadata = NotebookNode()
     data = {kind: value for kind, value in output.data.items() if "widget" not in kind}
-    widget = len(data) < len(output.data)
+    if "image/png" in data:
+        data.pop("image/jpeg", None)  # a picture shows itself in both; one is enough
+    widget = any("widget" in kind for kind in output.data)
     output.data = NotebookNode() if widget else NotebookNode({
-        kind: value if kind.startswith("image/png") else clean(value) for kind, value in sorted(data.items())})
+        kind: clean(value) if kind.startswith("text/") else value for kind, value in sorted(data.items())})
     return output
 
 

@@ -1,5 +1,7 @@
 """ard.notebook: the parameters cell, injection, the ran-to-the-end check, stable executed copies, the percent form."""
 
+import time
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_output
@@ -128,3 +130,13 @@ def test_main_makes_and_cleans(tmp_path):
     nb.write(book, tmp_path / "01_x.ipynb")
     nb.main([str(tmp_path / "01_x.ipynb")])
     assert (tmp_path / "01_x.ipynb").read_text() == made
+
+
+def test_large_pictures_are_normalised_quickly_and_kept_once():
+    picture = "iVBO" * 500_000  # a contact sheet in base64 is one line of megabytes
+    shown = new_output("display_data", data={"image/png": picture, "image/jpeg": picture, "text/plain": "<Image>"})
+    log = new_output("stream", name="stdout", text="x" * 1_000_000 + "\r" + "done\r\nnext\n")
+    started = time.perf_counter()
+    outputs = nb.normalise(nbformat.v4.new_notebook(cells=[new_code_cell("show()", outputs=[shown, log])])).cells[0].outputs
+    assert time.perf_counter() - started < 5
+    assert outputs[0].data == {"image/png": picture, "text/plain": "<Image>"} and outputs[1].text == "done\r\nnext\n"
