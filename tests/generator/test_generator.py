@@ -11,13 +11,14 @@ from ard.generator import load_pipeline, save_pipeline
 from ard.generator.build import build_scheduler
 from ard.generator.refine import RefineConfig, reconstruction_psnr, refine_decoder
 from ard.generator.text import CONTEXT_WORDS, MEDIUM_WORDS, build_tokenizer, caption
-from ard.generator.train import GeneratorConfig, min_snr_weight, to_tensor, train_generator
+from ard.generator.train import GeneratorConfig, cell_cover, timestep_density, to_tensor, train_generator
 from ard.generator.vae import PatchAutoencoder
 from ard.templates import COCO_TEMPLATES, context_medium, fill
 from ard.world import CLASSES, World
 
 TINY = GeneratorConfig(latent_channels=8, unet_widths=(32, 32), text_width=32, text_layers=1, pool_scenes=12, two_object_share=0.3,
-                       batch_size=4, total_steps=4, learning_rate=1e-3, ema_decay=0.9, prompt_dropout=0.2, compile=False, seed=0)
+                       batch_size=4, total_steps=4, learning_rate=1e-3, ema_decay=0.9, prompt_dropout=0.2, log_snr=(-0.5, 2.0), object_weight=3.0,
+                       compile=False, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +80,23 @@ def test_captions_speak_the_words_of_table_4():
     assert len(CONTEXT_WORDS) == 5 and len(MEDIUM_WORDS) == 6
 
 
-def test_min_snr_weight_by_hand():
-    alphas = torch.tensor([0.5, 0.9, 0.0])
-    expected = [1 / 2, 5 / 10, 0.0]  # SNR 1, 9 (clamped to 5), 0
-    assert min_snr_weight(alphas, torch.arange(3)).tolist() == pytest.approx(expected, abs=1e-5)
+def test_timesteps_are_drawn_around_the_wanted_noise_and_none_is_left_out():
+    alphas = build_scheduler().alphas_cumprod
+    log_snr = (alphas / (1 - alphas)).log()
+    density = timestep_density(alphas, mean=-0.5, std=1.0, even=0.0)
+    assert float(density.sum()) == pytest.approx(1, abs=1e-4)
+    finite = density > 0
+    mean = float((density[finite] * log_snr[finite]).sum())
+    spread = float((density[finite] * (log_snr[finite] - mean) ** 2).sum()) ** 0.5
+    assert (mean, spread) == (pytest.approx(-0.5, abs=0.05), pytest.approx(1.0, abs=0.05))
+    assert timestep_density(alphas, mean=-0.5, std=1.0, even=0.1).min() >= 0.1 / len(alphas) - 1e-9
+
+
+def test_cell_cover_counts_the_pixels_of_each_cell():
+    mask = np.zeros((64, 64), bool)
+    mask[8:16, 16:20] = True
+    cover = cell_cover(mask)
+    assert cover[1, 2] == 128 and cover.sum() == 128
 
 
 def test_terminal_signal_is_zero():
