@@ -58,6 +58,7 @@ class CustomizeConfig:
     attention_resolution: int = 0  # positions a side; 0 is the largest there is, published 16
     prior_weight: float = 0.0  # published 1
     flip: float = 0.5
+    shift: float = 0.0  # farthest the exemplar is moved in its frame, a share of the side; published 0
     weight_decay: float = 1e-2
     clip: float = 1.0
     bf16: bool = False
@@ -126,9 +127,12 @@ class _Task:
     def __init__(self, pipe, image, concepts, ids, config: CustomizeConfig, generator, prior):
         self.pipe, self.concepts, self.ids, self.config, self.generator = pipe, concepts, ids, config, generator
         self.device = pipe.unet.device
-        self.latents = encode(pipe, np.stack([image, image[:, ::-1]]))  # as it is, mirrored
-        masks = torch.from_numpy(np.stack([c.mask for c in concepts])).float().to(self.device)
-        self.masks = torch.stack([masks, masks.flip(-1)])  # (2, n, H, W)
+        views, masks = shifted_views(image, np.stack([c.mask for c in concepts]), config.shift, generator)
+        both = np.concatenate([views, views[:, :, ::-1]])  # as they are, mirrored
+        self.latents = encode(pipe, both)
+        masks = torch.from_numpy(masks).float().to(self.device)
+        self.masks = torch.cat([masks, masks.flip(-1)])  # (2 V, n, H, W)
+        self.views = len(views)
         self.cache: dict[str, Tensor] = {}  # tokenised prompts
         self.prior = prior
         if prior is not None and config.prior_weight:
@@ -163,10 +167,11 @@ class _Task:
         mirrored = (torch.rand(batch, generator=self.generator) < config.flip).long()
         which = torch.randint(len(config.prompts), (batch,), generator=self.generator)
         ids = self._tokens([self._prompt(p, w) for p, w in zip(present.tolist(), which.tolist())])
-        masks = self.masks[mirrored.to(self.device)]
+        view = (mirrored * self.views + torch.randint(self.views, (batch,), generator=self.generator)).to(self.device)
+        masks = self.masks[view]
         present = present.to(self.device)
         union = (masks * present[:, :, None, None]).amax(1)
-        prediction, target = self._denoise(self.latents[mirrored.to(self.device)], ids)
+        prediction, target = self._denoise(self.latents[view], ids)
         own = maps.take() if maps is not None else None
         mask = resize_mask(union, tuple(target.shape[-2:]), config.mask_resize)
         loss = masked_loss(prediction, target, mask, config.loss)
@@ -219,6 +224,32 @@ def sample_union(concepts: int, batch: int, generator: torch.Generator) -> Tenso
     """Union sampling: for each image of a batch a random non-empty subset of the concepts, (batch, concepts) bool."""
     codes = torch.randint(1, 2**concepts, (batch,), generator=generator)
     return (codes[:, None] >> torch.arange(concepts)) % 2 == 1
+
+
+def shifted_views(image: np.ndarray, masks: np.ndarray, shift: float, generator: torch.Generator,
+                  views: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The exemplar moved about in its frame: images (V, H, W, 3) and masks (V, n, H, W); without a shift, V is 1.
+
+    An autoencoder's cells lie on a grid, so one place shows only one way to cut the individual into cells. No mask
+    leaves the frame; what comes in at the edges repeats them, and the masked loss does not look there.
+    """
+    if shift <= 0:
+        return image[None], masks[None]
+    height, width = image.shape[:2]
+    ys, xs = np.nonzero(masks.any(0))
+    room = [(ys.min(), height - 1 - ys.max()), (xs.min(), width - 1 - xs.max())]
+    most = [int(shift * height), int(shift * width)]
+    moves = [(0, 0)]
+    for u in torch.rand(views - 1, 2, generator=generator).tolist():
+        moves.append(tuple(round(-min(far, low) + x * (min(far, low) + min(far, high)))
+                           for x, far, (low, high) in zip(u, most, room)))
+    rows = [np.clip(np.arange(height) - dy, 0, height - 1) for dy, _ in moves]
+    columns = [np.clip(np.arange(width) - dx, 0, width - 1) for _, dx in moves]
+    images = np.stack([image[np.ix_(r, c)] for r, c in zip(rows, columns)])
+    moved = np.zeros((len(moves), *masks.shape), masks.dtype)
+    for k, (dy, dx) in enumerate(moves):
+        moved[k][:, ys + dy, xs + dx] = masks[:, ys, xs]
+    return images, moved
 
 
 @torch.no_grad()

@@ -93,11 +93,11 @@ def resumed_at(folder: str | Path) -> int:
 
 
 def watched_phase1(model, data: PhaseData, names: Sequence[str], settings: TrainSettings, watch: Watch,
-                   other_names: int = 4, rivals: int = 0) -> tuple[list[dict], list[dict]]:
+                   other_names: int = 4, rivals: int = 0, absent: float = 0.0) -> tuple[list[dict], list[dict]]:
     """`phases.train_phase1` with a watch: ARD- in place; returns rows of the loss and rows of the validation."""
     model.set_adapters(False)
     phases.set_trainable(model, adapters=False)
-    batches = phases.phase1_batches(data, names, settings.batch_size, other_names, rivals)
+    batches = phases.phase1_batches(data, names, settings.batch_size, other_names, rivals, absent)
     return _watched(model, batches, settings, supervised_loss(settings), watch, "phase 1")
 
 

@@ -9,7 +9,7 @@ from tiny_pipeline import tiny_pipeline
 from ard import customize as module
 from ard.adapters import layout, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
-from ard.customize import Concept, CustomizeConfig, customize, customize_all, groups, sample_union
+from ard.customize import Concept, CustomizeConfig, customize, customize_all, groups, sample_union, shifted_views
 from ard.deltas import DeltaError, apply_delta, load_delta, remove_delta, save_delta
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger
@@ -299,3 +299,19 @@ def test_groups_share_an_image_only_when_asked(tmp_path):
     rows = make_exemplars(tmp_path, 2)
     same = [rows[0], Exemplar(**{**rows[1].__dict__, "file": "0.png"})]
     assert [len(g) for g in groups(same, False)] == [1, 1] and [len(g) for g in groups(same, True)] == [2]
+
+
+def test_shifted_views_move_mask_and_image_together_and_never_leave_the_frame():
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 256, (32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((2, 32, 32), bool)
+    mask[0, 4:14, 20:31], mask[1, 6:9, 3:9] = True, True
+    images, masks = shifted_views(image, mask, 0.25, torch.Generator().manual_seed(0), views=20)
+    assert images.shape == (20, 32, 32, 3) and masks.shape == (20, 2, 32, 32)
+    assert np.array_equal(images[0], image) and np.array_equal(masks[0], mask)
+    assert len({m.tobytes() for m in masks}) > 10
+    for view, moved in zip(images, masks):
+        for own, before in zip(moved, mask):
+            assert np.array_equal(view[own], image[before]), "the same pixels, in the same order, lie under the mask"
+    one, same = shifted_views(image, mask, 0.0, torch.Generator().manual_seed(0))
+    assert one.shape == (1, 32, 32, 3) and np.array_equal(same[0], mask)

@@ -61,23 +61,24 @@ def unpack(features: Tensor) -> list[Tensor]:
 
 
 def region_vectors(features: Tensor, boxes: Tensor) -> Tensor:
-    """Frozen part of the exemplar token: RoIAligned features (B, REGION) of one box (B, 4) xyxy pixels per image.
+    """Frozen part of the exemplar token: RoIAligned features (B, REGION) of one box (B, 4) xyxy pixels per image, or
+    (B, N, REGION) of N boxes (B, N, 4).
 
     The paper concatenates upsampled maps, projects them with a 1x1 convolution and RoIAligns to 1x1 (FACTS 1.2). Both
-    steps
-    are linear, so the projection can come after RoIAlign, and what comes before it is cached.
+    steps are linear, so the projection can come after RoIAlign, and what comes before it is cached.
     """
     boxes = torch.as_tensor(boxes, dtype=torch.float32)
-    if boxes.shape != (len(features), 4):
-        raise ValueError(f"expected one xyxy box per image, ({len(features)}, 4), found {tuple(boxes.shape)}")
+    if boxes.shape[0] != len(features) or boxes.shape[-1] != 4 or boxes.dim() not in (2, 3):
+        raise ValueError(f"expected xyxy boxes ({len(features)}, 4) or ({len(features)}, N, 4), found {tuple(boxes.shape)}")
     fine, middle, coarse = unpack(features)
     maps = (F.pixel_shuffle(fine[:, 40:], 2), fine[:, :40], middle, coarse)
-    rois = torch.cat([torch.arange(len(boxes))[:, None].float(), boxes], 1)
+    owner = torch.arange(len(boxes)).repeat_interleave(boxes[0].numel() // 4 if len(boxes) else 1)
+    rois = torch.cat([owner[:, None].float(), boxes.reshape(-1, 4)], 1)
     parts = [
         roi_align(m, rois, grid, m.shape[-1] / IMAGE_SIZE, aligned=True).flatten(1)
         for m, (_, grid) in zip(maps, REGION_MAPS)
     ]
-    return torch.cat(parts, 1)
+    return torch.cat(parts, 1).reshape(*boxes.shape[:-1], REGION)
 
 
 class FeatureCache:

@@ -34,7 +34,5 @@ class DetectorMethod:
 
     def _rank(self, prompt: Prompt, gallery: Gallery, variants: tuple[bool, ...]) -> list[list[Attribution]]:
         if gallery is not self._gallery[0]:
-            with torch.no_grad():
-                features = self.cache(np.stack([gallery.pixels(image) for image in gallery]))
-                self._gallery = gallery, self.model.project_image(features)
+            self._gallery = gallery, self.cache(np.stack([gallery.pixels(image) for image in gallery]))
         return rank_variants(self.model, prompt, self._gallery[1], [image.image_id for image in gallery], variants)

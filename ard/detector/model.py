@@ -52,6 +52,7 @@ class AttributionConfig(MMGroundingDinoConfig):
     fusion_scale: float = 0.3  # transformers starts fusion at 1e-4, which suits fine-tuning only
     score_rule: str = "mean"  # how text and exemplar probabilities become one: "mean" or "product"
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
+    likeness: bool = False  # regions and exemplars also compared by what is in them (not in the paper)
 
     def __post_init__(self, **kwargs):
         # placeholders: MM Grounding DINO insists on backbones; they only fix the widths of the projections
@@ -88,6 +89,28 @@ class ScoreHead(nn.Module):
         return logits.masked_fill(~present[(slice(None), *[None] * (extra + 1))], ABSENT)
 
 
+class LikenessHead(nn.Module):
+    """Logits scale * (cos(P r, P e) - threshold) of region vectors r in X with exemplars e: *what* is there, beside what
+    kind of thing.
+
+    The decoder's hidden states were trained to forget everything but class and place; r and e are read from the same
+    frozen maps by the same RoIAlign, so equal individuals start alike. Not in the paper; after crop-cosine retrieval.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.project = nn.Linear(REGION, width, bias=False)
+        nn.init.orthogonal_(self.project.weight)
+        self.scale, self.threshold = nn.Parameter(torch.tensor(4.0)), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, regions: Tensor, exemplars: Tensor, is_exemplar: Tensor) -> Tensor:
+        """Standardised (B, ..., N, REGION) and (B, T, REGION) -> (B, ..., N, T), 0 for tokens that are no exemplar."""
+        a, b = (nn.functional.normalize(self.project(x).float(), dim=-1) for x in (regions, exemplars))
+        extra = a.dim() - b.dim()
+        b, wanted = b[(slice(None), *[None] * extra)], is_exemplar[(slice(None), *[None] * (extra + 1))]
+        return self.scale * (a @ b.transpose(-1, -2) - self.threshold) * wanted
+
+
 @dataclass
 class Match:
     """What `match` returns; `boxes` and `logits` are the last decoder layer's answer for N regions."""
@@ -99,6 +122,7 @@ class Match:
     regions: Tensor  # (B, N, d) x of the last layer
     tokens: Tensor  # (B, T, d) y after the encoder
     present: Tensor  # (B, T)
+    likeness: Tensor  # (B, N, T) what the likeness head added to the last layer's logits; 0 without one
 
     @property
     def logits(self) -> Tensor:
@@ -133,6 +157,7 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         self.register_buffer("region_std", torch.ones(REGION))
         self.exemplar_projection = nn.Linear(REGION, config.d_model)
         self.score_head = ScoreHead(config.d_model)
+        self.likeness_head = LikenessHead(config.d_model) if config.likeness else None
         self.post_init()
 
     @torch.no_grad()
@@ -150,6 +175,14 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
     def set_adapters(self, used: bool) -> None:
         """Switch F and F~ on (phase 2 and after) or off (phase 1)."""
         self.config.adapters = used
+
+    def add_likeness(self, seed: int = 0) -> None:
+        """Give the model a likeness head, if it has none (before phase 1)."""
+        if self.likeness_head is None:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.likeness_head = LikenessHead(self.config.d_model)
+            self.config.likeness = True
 
     def set_region_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Standardise region vectors (REGION,): channels of different maps differ in scale by an order of magnitude."""
@@ -169,18 +202,18 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
             vectors = region_vectors(image_features(images), boxes)
         return build_prompt([[Phrase(name, vector)] for name, vector in zip(names, vectors)])
 
-    def project_image(self, features: Tensor) -> Tensor:
-        """Packed features -> image tokens (B, S, d): worth storing instead, once training is over."""
+    def _project_image(self, features: Tensor) -> Tensor:
+        """Packed features -> image tokens (B, S, d)."""
         maps = zip(self.model.input_proj_vision, unpack(features))
         return torch.cat([project(level).flatten(2).transpose(1, 2) for project, level in maps], 1)
 
     def match(self, features: Tensor, prompt: Prompt, adapted: bool | None = None) -> Match:
-        """Packed features (B, PACKED) or image tokens (B, S, d), and B prompts -> boxes and token logits.
+        """Packed features (B, PACKED) and B prompts -> boxes and token logits.
 
         Fusion encoder, language-guided selection, decoder; `adapted` overrides whether the head uses F and F~.
         """
         present, shapes = prompt.present, [(side, side) for _, side in LEVELS]
-        vision = self.project_image(features) if features.dim() == 2 else features
+        vision = self._project_image(features)
         where = self._where(shapes).expand(len(vision), -1, -1)
         fused = len(shapes) - self.config.fused_levels
         fine = sum(h * w for h, w in shapes[:fused])
@@ -212,9 +245,11 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         before = torch.cat([start[:, None], decoded.intermediate_reference_points[:, :-1]], 1)
         boxes = (self.bbox_embed[0](hidden) + torch.special.logit(before, eps=1e-5)).sigmoid()
         adapted = self.config.adapters if adapted is None else adapted
-        logits = self.score_head(hidden, tokens, present, adapted)
+        likeness = self._likeness(features, boxes, prompt)
+        logits = self.score_head(hidden, tokens, present, adapted) + likeness
         return Match(
-            boxes.float(), logits.float(), first_boxes.float(), first_logits.float(), hidden[:, -1], tokens, present
+            boxes.float(), logits.float(), first_boxes.float(), first_logits.float(), hidden[:, -1], tokens, present,
+            likeness[:, -1],
         )
 
     def forward(self, images: np.ndarray, prompt: Prompt) -> Match:
@@ -227,6 +262,16 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         is_exemplar = (prompt.kind == EXEMPLAR)[..., None]
         exemplar = (prompt.exemplar - self.region_mean) / self.region_std
         return torch.where(is_exemplar, self.exemplar_projection(exemplar), self.model.text_projection(prompt.text))
+
+    def _likeness(self, features: Tensor, boxes: Tensor, prompt: Prompt) -> Tensor:
+        """What the likeness head says of the boxes (B, L, N, 4) cxcywh in [0, 1] of every layer: (B, L, N, T)."""
+        if self.likeness_head is None:
+            return boxes.new_zeros(*boxes.shape[:3], prompt.kind.shape[1])
+        centre, half = boxes.detach().float().split(2, -1)
+        corners = torch.cat([centre - half / 2, centre + half / 2], -1).clamp(0, 1) * IMAGE_SIZE
+        regions = region_vectors(features, corners.flatten(1, 2)).unflatten(1, boxes.shape[1:3])
+        standard = [(v - self.region_mean) / self.region_std for v in (regions, prompt.exemplar)]
+        return self.likeness_head(*standard, prompt.kind == EXEMPLAR)
 
     def _where(self, shapes: list[tuple[int, int]]) -> Tensor:
         """Sine position plus level embedding (1, S, d)."""

@@ -74,42 +74,54 @@ def _query_vectors(dataset: Dataset, samples: Sequence[Sample], transform: Trans
 
 # ---- phase 1 ---------------------------------------------------------------------------------------------------------
 def phase1_batches(
-    data: PhaseData, names: Sequence[str], batch_size: int, other_names: int = 4, rivals: int = 0
+    data: PhaseData,
+    names: Sequence[str],
+    batch_size: int,
+    other_names: int = 4,
+    rivals: int = 0,
+    absent: float = 0.0,
 ) -> Callable[[np.random.Generator], Batch]:
     """Positives only: X asked for its class phrase with the exemplar of Q, among up to `other_names` other class names.
 
     `rivals` adds phrases with the exemplar of another image's query, half of them of the same class, which X does not
-    answer: not in the paper (0), but the cheapest way to teach identity before phase 2.
+    answer, and a share `absent` of the captions leaves out what X does answer: not in the paper (0 and 0), but the
+    cheapest way to teach identity before phase 2.
     """
+    if absent and not rivals:
+        raise ValueError("absent: a caption without its own phrase needs rivals, found rivals 0")
+
+    everything, named = np.arange(len(data.source)), np.array(data.names)
+    by_name = {name: np.flatnonzero(named == name) for name in set(data.names)}
 
     def make(rng: np.random.Generator) -> Batch:
         rows, flip_x, flip_q = rng.integers(len(data.source), size=batch_size), *rng.integers(2, size=(2, batch_size))
-        captions, labels = [], []
-        for row, flip in zip(rows, flip_q):
-            phrases = [Phrase(data.names[row], data.queries[flip, row].float())]
-            phrases += [_rival(rng, data, row, same_class=bool(rng.random() < 0.5)) for _ in range(rivals)]
+        captions, labels, wanted = [], [], []
+        for n, (row, flip) in enumerate(zip(rows, flip_q)):
+            there = absent == 0 or rng.random() >= absent
+            phrases = [Phrase(data.names[row], data.queries[flip, row].float())] if there else []
+            alike = by_name[data.names[row]]
+            phrases += [_rival(rng, data, row, alike if rng.random() < 0.5 else everything) for _ in range(rivals)]
             free = [n for n in names if n != data.names[row] and n not in data.shown[data.source[row]]]
             count = min(int(rng.integers(other_names + 1)), len(free))
             phrases += [Phrase(str(n)) for n in rng.choice(free, count, replace=False)] if count else []
             order = rng.permutation(len(phrases))
             captions.append([phrases[i] for i in order])
-            labels.append([int(np.flatnonzero(order == 0)[0])])
+            labels.append([int(np.flatnonzero(order == 0)[0])] if there else [])
+            wanted.append(data.boxes[flip_x[n], row][None] if there else np.empty((0, 4)))
         prompt = build_prompt(captions)
-        boxes = data.boxes[flip_x, rows][:, None]
         return Batch(
             data.gallery[torch.from_numpy(flip_x), torch.from_numpy(data.source[rows])],
             prompt,
-            make_targets(boxes, labels, phrase_map(prompt)),
+            make_targets(wanted, labels, phrase_map(prompt)),
         )
 
     return make
 
 
-def _rival(rng: np.random.Generator, data: PhaseData, row: int, same_class: bool) -> Phrase:
-    """The query of a concept learned from another image, of the same class when one exists."""
-    others = np.flatnonzero(data.source != data.source[row])
-    alike = [r for r in others if data.names[r] == data.names[row]] if same_class else []
-    chosen = int(rng.choice(alike or others))
+def _rival(rng: np.random.Generator, data: PhaseData, row: int, candidates: np.ndarray) -> Phrase:
+    """The query of a concept learned from another image, among `candidates` when they hold one."""
+    others = candidates[data.source[candidates] != data.source[row]]
+    chosen = int(rng.choice(others if len(others) else np.flatnonzero(data.source != data.source[row])))
     return Phrase(data.names[chosen], data.queries[rng.integers(2), chosen].float())
 
 
@@ -121,13 +133,13 @@ def train_phase1(
     folder: str | Path,
     other_names: int = 4,
     rivals: int = 0,
+    absent: float = 0.0,
 ) -> list[dict]:
     """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector."""
     model.set_adapters(False)
     set_trainable(model, adapters=False)
-    return train(
-        model, phase1_batches(data, names, settings.batch_size, other_names, rivals), settings, folder, name="phase 1"
-    )
+    batches = phase1_batches(data, names, settings.batch_size, other_names, rivals, absent)
+    return train(model, batches, settings, folder, name="phase 1")
 
 
 # ---- phase 2 ---------------------------------------------------------------------------------------------------------
@@ -175,7 +187,7 @@ def phase2_loss(settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: fl
         with torch.no_grad():
             match = model.match(batch.features, batch.prompt, adapted=False)
         head = model.score_head
-        logits = head(match.regions, match.tokens, match.present, adapted=True).float()
+        logits = head(match.regions, match.tokens, match.present, adapted=True).float() + match.likeness
         found = float(batch.targets.real.sum().clamp(min=1))
         focal = set_loss(logits, match.layer_boxes[:, -1], batch.targets, weights, found)["class"]
         penalty = 0.5 * (orthogonality(head.region.weight) + orthogonality(head.token.weight))

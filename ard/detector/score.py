@@ -99,7 +99,7 @@ def rank_variants(
     image_ids: Sequence[str],
     variants: Sequence[bool] = (False, True),
 ) -> list[list[Attribution]]:
-    """One query (a prompt of one row and one phrase) against gallery features (packed or tokens), in one forward pass.
+    """One query (a prompt of one row and one phrase) against packed gallery features, in one forward pass.
 
     Returns a list of attributions in gallery order for each variant: without F and F~ (ARD-) and with them (ARD).
     """
@@ -110,7 +110,9 @@ def rank_variants(
         asked = query.expand(len(part))
         match = model.match(part, asked, adapted=False)
         for answer, adapted in zip(answers, variants):
-            logits = model.score_head(match.regions, match.tokens, match.present, True) if adapted else match.logits
+            logits = match.logits
+            if adapted:
+                logits = model.score_head(match.regions, match.tokens, match.present, True) + match.likeness
             scores, best = phrase_scores(logits, asked, model.config.score_rule)[..., 0].max(-1)
             boxes = match.boxes[torch.arange(len(part)), best]
             answer += [

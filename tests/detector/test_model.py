@@ -12,7 +12,8 @@ from ard.detector.model import (
     load_detector,
     save_detector,
 )
-from ard.detector.prompts import Phrase, build_prompt, phrase_map
+from ard.detector.pretrain import new_detector
+from ard.detector.prompts import EXEMPLAR, Phrase, build_prompt, phrase_map
 from ard.files import FileError
 
 
@@ -108,3 +109,30 @@ def test_adapters_start_as_the_identity(tiny, pool):
     prompt = prompt_for(pool, [0, 1])
     plain, adapted = (tiny.match(pool.features[:2], prompt, adapted=a).logits for a in (False, True))
     assert torch.allclose(plain, adapted, atol=1e-5)
+
+
+def test_a_likeness_head_prefers_the_box_that_looks_like_the_exemplar(pool):
+    model = new_detector(pool, 0)
+    model.add_likeness()
+    own = pool.regions[pool.objects_of(0)[0]].float()
+    prompt = build_prompt([[Phrase("cat", own)]])
+    inside = torch.from_numpy(pool.boxes[pool.objects_of(0)[:1]]).float()
+    corner = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    boxes = torch.cat([inside, corner])
+    boxes = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1) / 64
+    added = model._likeness(pool.features[:1], boxes[None, None], prompt)[0, 0]
+    exemplar = prompt.kind[0] == EXEMPLAR
+    assert added[0, exemplar].item() == pytest.approx(4 * (1 - 0.3), abs=0.05), "the same region: cosine 1"
+    assert added[1, exemplar] < added[0, exemplar]
+    assert not added[:, ~exemplar].any(), "words are not compared"
+
+
+def test_a_likeness_head_is_saved_and_loaded(pool, tmp_path):
+    model = new_detector(pool, 0)
+    before = {n for n, _ in model.named_parameters()}
+    model.add_likeness(3)
+    assert {n for n, _ in model.named_parameters()} - before == {
+        "likeness_head.project.weight", "likeness_head.scale", "likeness_head.threshold"}
+    again = load_detector(save_detector(model, tmp_path / "m"))
+    assert again.config.likeness
+    assert torch.equal(again.likeness_head.project.weight, model.likeness_head.project.weight.half().float())

@@ -1,6 +1,7 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 
 from ard.detector import phases as ph
@@ -85,3 +86,17 @@ def test_mirrored_queries_use_mirrored_boxes(phase_data, toy):
     assert torch.allclose(
         phase_data.queries[1].float(), region_vectors(phase_data.gallery[1], torch.from_numpy(mirrored)), atol=0.05
     )
+
+
+def test_captions_of_rivals_alone_want_nothing(phase_data):
+    batch = ph.phase1_batches(phase_data, NAMES, 64, rivals=2, absent=0.5)(np.random.default_rng(0))
+    exemplars = (batch.prompt.kind == EXEMPLAR).sum(1)
+    wanted = batch.targets.real.any(1)
+    assert torch.equal(wanted, exemplars == 3) and torch.equal(~wanted, exemplars == 2)
+    assert 15 < int(wanted.sum()) < 49
+    assert not batch.targets.tokens[~wanted].any()
+
+
+def test_leaving_out_the_own_phrase_needs_rivals(phase_data):
+    with pytest.raises(ValueError, match="rivals"):
+        ph.phase1_batches(phase_data, NAMES, 4, absent=0.5)

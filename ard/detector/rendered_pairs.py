@@ -1,0 +1,95 @@
+"""Rendered pairs for phase 1: one base individual in two scenes, so that identity is learned from thousands and not from
+the hundred or two that can be customised. A departure from the paper, which has AD+ only.
+
+No drawing of an exemplar is among them (`World` splits drawings), and each individual stands in one gallery image, as in
+the dataset itself.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ard.detector.features import IMAGE_SIZE, VERSION, image_features, region_vectors
+from ard.detector.phases import FLIPS, PhaseData
+from ard.files import atomic_write_bytes
+from ard.geometry import to_cxcywh
+from ard.world import Scene, World
+
+CHUNK = 200  # individuals rendered, encoded and written at once
+
+
+def rendered_pairs(
+    world: World, individuals: int, views: int = 2, seed: int = 0, folder: str | Path | None = None
+) -> PhaseData:
+    """PhaseData of `individuals` different base individuals, each in one photo X and in `views` queries of any place and
+    medium.
+
+    Chunks are kept in `folder` when given, so that a killed run goes on; equal arguments give equal pairs.
+    """
+    people = _different_individuals(world, individuals, np.random.default_rng([seed, 7]))
+    parts = []
+    for start in tqdm(range(0, individuals, CHUNK), desc="rendered pairs", mininterval=5):
+        some = people[start : start + CHUNK]
+        path = Path(folder) / f"pairs-{seed}-{views}-{start}-{len(some)}-{VERSION}.npz" if folder else None
+        data = path.read_bytes() if path and path.is_file() else _chunk(world, some, views, [seed, 8, start])
+        if path and not path.is_file():
+            atomic_write_bytes(path, data)
+        parts.append(np.load(io.BytesIO(data), allow_pickle=False))
+    gallery = torch.cat([torch.from_numpy(p["gallery"]) for p in parts], 1)
+    queries = torch.cat([torch.from_numpy(p["queries"]) for p in parts], 1)
+    source = np.repeat(np.arange(individuals), views)
+    names = [person.class_name for person in people]
+    return PhaseData(
+        gallery,
+        queries,
+        np.concatenate([p["boxes"] for p in parts], 1),
+        source,
+        tuple(names[i] for i in source),
+        tuple(frozenset([name]) for name in names),
+    )
+
+
+def joined(first: PhaseData, second: PhaseData) -> PhaseData:
+    """Both galleries and all queries as one."""
+    return PhaseData(
+        torch.cat([first.gallery, second.gallery], 1),
+        torch.cat([first.queries, second.queries], 1),
+        np.concatenate([first.boxes, second.boxes], 1),
+        np.concatenate([first.source, second.source + len(first.shown)]),
+        first.names + second.names,
+        first.shown + second.shown,
+    )
+
+
+def _different_individuals(world: World, count: int, rng: np.random.Generator) -> list:
+    chosen = {}
+    for _ in range(200 * count):
+        if len(chosen) == count:
+            return list(chosen.values())
+        person = world.individual(world.classes[len(chosen) % len(world.classes)], "base", rng)
+        chosen.setdefault(person.individual_id, person)
+    raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
+
+
+def _chunk(world: World, people: list, views: int, seed: list[int]) -> bytes:
+    rng = np.random.default_rng(seed)
+    photos: list[Scene] = [world.scene(rng, [person], medium="photo") for person in people]
+    asked: list[Scene] = [world.scene(rng, [person], fillers=0) for person in people for _ in range(views)]
+    gallery, queries, boxes = [], [], []
+    for flip in FLIPS:
+        gallery.append(image_features(np.stack([flip.image(s.image) for s in photos])).numpy())
+        vectors = []
+        for start in range(0, len(asked), 64):
+            some = asked[start : start + 64]
+            features = image_features(np.stack([flip.image(s.image) for s in some]))
+            places = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in some])
+            vectors.append(region_vectors(features, torch.from_numpy(places)).half())
+        queries.append(torch.cat(vectors).numpy())
+        here = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in photos])
+        boxes.append(np.repeat(to_cxcywh(here, IMAGE_SIZE, IMAGE_SIZE), views, 0))
+    buffer = io.BytesIO()
+    np.savez(buffer, gallery=np.stack(gallery), queries=np.stack(queries), boxes=np.stack(boxes))
+    return buffer.getvalue()
