@@ -6,24 +6,19 @@ released code: token-only phase, weights phase, masked diffusion loss, cross-att
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ard.adapters import delta_bytes, layout, layout_hash, learned_rows, learned_weights
+from ard.adapters import layout, layout_hash, learned_rows, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
-from ard.deltas import Delta, installed_tokens, save_delta
-from ard.exemplars import Exemplar, read_mask
-from ard.files import Ledger, sha256_bytes, sha256_file, write_jsonl
-from ard.records import RecordError, read_image
+from ard.deltas import Delta, installed_tokens
+from ard.files import sha256_bytes
 from ard.templates import fill, with_article
 
 ATTENTION = r"^unet\..*attn[12]\.to_(q|k|v|out\.0)$"
@@ -279,55 +274,3 @@ def item_seed(*names: object) -> int:
     (True, False)
     """
     return int(sha256_bytes("\n".join(map(str, names)).encode())[:16], 16) >> 1
-
-
-def groups(exemplars: Sequence[Exemplar], share_images: bool) -> list[list[Exemplar]]:
-    """Exemplars learned together: each alone (the paper), or all of one image as in Break-a-Scene."""
-    if not share_images:
-        return [[e] for e in exemplars]
-    together: dict[str, list[Exemplar]] = {}
-    for exemplar in exemplars:
-        together.setdefault(exemplar.file, []).append(exemplar)
-    return list(together.values())
-
-
-def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: str | Path, config: CustomizeConfig,
-                  ledger: Ledger, seed: int = 0, share_images: bool = False, max_bytes: int = 60_000,
-                  prior=None) -> tuple[list[dict], list[dict]]:
-    """One delta file per exemplar (or per image) in `out`; returns rows of finished concepts and rows of failures.
-
-    Files of exemplars are relative to `root`. Finished items stand in `ledger` and are not learned again; killed at any
-    moment, the next call redoes at most one item and ends in the same bytes. Writes `deltas.jsonl` and `failed.jsonl`.
-    """
-    out, rows, failed = Path(out), [], []
-    jobs = groups(exemplars, share_images)
-    if not jobs:
-        raise ValueError("no exemplars to customise; look at the counts of the exemplar stage")
-    parts = layout(pipe, config.mode, config.modules, config.rank)
-    width = pipe.text_encoder.get_input_embeddings().embedding_dim
-    size = delta_bytes(parts, max(map(len, jobs)), width)
-    if size > max_bytes:
-        raise ValueError(f"customize: mode {config.mode}, rank {config.rank}, modules {config.modules!r} would make "
-                         f"deltas of {size} bytes, allowed are {max_bytes}; lower the rank or choose fewer modules")
-    recipe = sha256_bytes(json.dumps([asdict(config), seed, share_images], sort_keys=True).encode())[:16]
-    for job in tqdm(jobs, desc="customize", mininterval=5):
-        key, path = job[0].exemplar_id, out / f"{job[0].exemplar_id}.safetensors"
-        concepts = [(e, f"<v{n}>") for n, e in enumerate(job, start=1)]
-        done = key in ledger and path.is_file() and ledger[key].get("sha256") == sha256_file(path)
-        if done and ledger[key].get("recipe") != recipe:
-            raise ValueError(f"{path} was made with other settings; delete {ledger.path} and its folder to start again")
-        if not done:
-            try:
-                image = read_image(Path(root) / job[0].file)
-                learned = [Concept(token, e.class_name, read_mask(Path(root) / e.mask_file)) for e, token in concepts]
-                delta = customize(pipe, image, learned, config, item_seed(seed, key), prior)
-            except (RecordError, ValueError) as error:
-                failed += [{"exemplar_id": e.exemplar_id, "file": e.file, "reason": str(error)} for e in job]
-                continue
-            save_delta(delta, path, max_bytes)
-            ledger.add(key, sha256=sha256_file(path), recipe=recipe)
-        rows += [{"exemplar_id": e.exemplar_id, "class_name": e.class_name, "token": token, "delta": path.name}
-                 for e, token in concepts]
-    write_jsonl(out / "deltas.jsonl", rows)
-    write_jsonl(out / "failed.jsonl", failed)
-    return rows, failed

@@ -87,6 +87,16 @@ def judge(judges: Judges, drawn: Sequence[Drawn], images: Sequence[np.ndarray], 
     return table
 
 
+def spread(items: Sequence, count: int) -> list:
+    """`count` items at even distances: of a list sorted by class, different classes.
+
+    >>> spread(list("aabbccdd"), 3)
+    ['a', 'b', 'd']
+    """
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
+    return [items[i] for i in places]
+
+
 def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar], root: str | Path,
               grid: Sequence[tuple[int, int]], config: CustomizeConfig, drawing: GenerateConfig,
               templates: Sequence[str], detect: Callable, judges: Judges, seed: int = 0) -> pd.DataFrame:

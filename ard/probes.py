@@ -139,10 +139,17 @@ class Probes:
                         for a, n in names.items()}, features)
 
 
-def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, features: Features = image_features
-               ) -> tuple[Probes, dict[str, dict[str, float]]]:
-    """Fit on base scenes; also returns accuracy by aspect on held-out 'base' scenes and on unseen drawings ('test')."""
+def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, features: Features = image_features,
+               blemish: Callable[[np.ndarray], np.ndarray] | None = None) -> tuple[Probes, dict[str, dict[str, float]]]:
+    """Fit on base scenes; also returns accuracy by aspect on held-out 'base' scenes and on unseen drawings ('test').
+
+    blemish: gives scenes the blemishes of generated pictures; every other scene that is fitted on goes through it.
+    """
     images, labels = world_examples(world, count, seed)
+    if blemish is not None:
+        # examples take turns by class, so every second *round* of classes keeps classes balanced
+        chosen = np.arange(count) // len(world.classes) % 2 == 1
+        images[chosen] = blemish(images[chosen])
     x = features(images)
     probes = Probes({aspect: fit_probe(x, labels[aspect]) for aspect in ASPECTS}, features)
     checks = {split: probes.accuracy(*world_examples(world, held_out, seed + 1 + n, split))

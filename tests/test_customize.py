@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 from tiny_pipeline import tiny_pipeline
 
-from ard import customize as module
+from ard import customize_all as module
 from ard.adapters import layout, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
-from ard.customize import Concept, CustomizeConfig, customize, customize_all, groups, sample_union, shifted_views
+from ard.customize import Concept, CustomizeConfig, customize, sample_union, shifted_views
+from ard.customize_all import customize_all, groups
 from ard.deltas import DeltaError, apply_delta, load_delta, remove_delta, save_delta
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger
@@ -278,6 +279,19 @@ def test_loop_killed_and_resumed_ends_in_the_same_bytes(pipe, tmp_path, monkeypa
     customize_all(pipe, rows, tmp_path, part, CONFIG, Ledger(tmp_path / "part.jsonl"))
     assert len(calls) == 4  # the finished one is not learned again
     assert contents(part) == contents(whole) and len(contents(whole)) == 5
+
+
+def test_two_workers_end_in_the_same_bytes_as_one(tmp_path):
+    (tmp_path / "words").mkdir()
+    pipe = tiny_pipeline(tmp_path / "words")
+    pipe.save_pretrained(tmp_path / "model")
+    rows = make_exemplars(tmp_path)
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    one = customize_all(tmp_path / "model", rows, tmp_path, tmp_path / "one", CONFIG, Ledger(tmp_path / "1.jsonl"))
+    two = customize_all(tmp_path / "model", rows, tmp_path, tmp_path / "two", CONFIG, Ledger(tmp_path / "2.jsonl"), workers=2)
+    assert one == two and contents(tmp_path / "one") == contents(tmp_path / "two") and len(one[1]) == 1
+    with pytest.raises(ValueError, match="folder of the generator"):
+        customize_all(pipe, rows, tmp_path, tmp_path / "out", CONFIG, Ledger(tmp_path / "l.jsonl"), workers=2)
 
 
 def test_loop_lists_bad_items_and_refuses_other_settings(pipe, tmp_path):

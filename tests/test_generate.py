@@ -8,7 +8,8 @@ from tiny_pipeline import tiny_pipeline
 
 from ard import generate as module
 from ard.contact import contact_sheet
-from ard.customize import CustomizeConfig, customize_all
+from ard.customize import CustomizeConfig
+from ard.customize_all import customize_all
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger, read_jsonl
 from ard.generate import GenerateConfig, copy_similarity, generate_all, sample_images

@@ -12,7 +12,7 @@ from ard.generator.build import build_scheduler
 from ard.generator.refine import RefineConfig, reconstruction_psnr, refine_decoder
 from ard.generator.text import CONTEXT_WORDS, MEDIUM_WORDS, build_tokenizer, caption
 from ard.generator.train import GeneratorConfig, cell_cover, timestep_density, to_tensor, train_generator
-from ard.generator.vae import PatchAutoencoder
+from ard.generator.vae import PatchAutoencoder, blemished
 from ard.templates import COCO_TEMPLATES, context_medium, fill
 from ard.world import CLASSES, World
 
@@ -62,6 +62,15 @@ def test_refinement_starts_at_the_linear_code_and_improves_it(scenes):
     refine_decoder(vae, scenes, RefineConfig(steps=30, batch_size=16, learning_rate=2e-3, latent_noise=0.0, seed=0))
     assert reconstruction_psnr(vae, scenes).mean() > before + 0.1
     assert torch.equal(vae.encoder.weight, encoder), "the latent space must stay"
+
+
+def test_blemishes_are_those_of_the_autoencoder_and_grow_with_the_noise(scenes):
+    vae = PatchAutoencoder(192).fit_components(scenes)
+    def error(most):
+        return np.abs(blemished(vae, scenes, most, seed=1).astype(int) - scenes).mean()
+    assert blemished(vae, scenes).shape == scenes.shape and blemished(vae, scenes).dtype == np.uint8
+    assert error(0.0) < 1 < error(0.3) < error(1.0)
+    assert np.array_equal(blemished(vae, scenes, seed=2), blemished(vae, scenes, seed=2))
 
 
 def test_every_template_word_is_one_token(tmp_path):

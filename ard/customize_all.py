@@ -1,0 +1,138 @@
+"""Every exemplar of a list customised, one item at a time or one a core; killed at any moment, it goes on.
+
+Between `ard.customize`, which learns one, and notebook 03.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ard.adapters import delta_bytes, layout
+from ard.customize import Concept, CustomizeConfig, customize, item_seed
+from ard.deltas import save_delta
+from ard.exemplars import Exemplar, read_mask
+from ard.files import Ledger, sha256_bytes, sha256_file, write_jsonl
+from ard.generator import load_pipeline
+from ard.records import RecordError, read_image
+
+Job = list[tuple[Exemplar, str]]  # exemplars learned together, each with its token
+_worker: dict = {}  # the pipeline of a worker process
+
+
+def groups(exemplars: Sequence[Exemplar], share_images: bool) -> list[list[Exemplar]]:
+    """Exemplars learned together: each alone (the paper), or all of one image as in Break-a-Scene."""
+    if not share_images:
+        return [[e] for e in exemplars]
+    together: dict[str, list[Exemplar]] = {}
+    for exemplar in exemplars:
+        together.setdefault(exemplar.file, []).append(exemplar)
+    return list(together.values())
+
+
+def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: str | Path, config: CustomizeConfig,
+                  ledger: Ledger, seed: int = 0, share_images: bool = False, max_bytes: int = 60_000,
+                  prior=None, workers: int = 1) -> tuple[list[dict], list[dict]]:
+    """One delta file per exemplar (or per image) in `out`; returns rows of finished concepts and rows of failures.
+
+    Files of exemplars are relative to `root`. Finished items stand in `ledger` and are not learned again; killed at any
+    moment, the next call redoes the items in work and ends in the same bytes. With `workers` above 1, `pipe` is the
+    folder of a generator, which each process loads for itself. Writes `deltas.jsonl` and `failed.jsonl`.
+    """
+    if workers > 1 and not isinstance(pipe, (str, Path)):
+        raise ValueError("customize: several workers need the folder of the generator, not the pipeline itself")
+    folder, pipe = (pipe, load_pipeline(pipe)) if isinstance(pipe, (str, Path)) else (None, pipe)
+    jobs = [[(e, f"<v{n}>") for n, e in enumerate(job, start=1)] for job in groups(exemplars, share_images)]
+    out, rows, failed = Path(out), [], []
+    if not jobs:
+        raise ValueError("no exemplars to customise; look at the counts of the exemplar stage")
+    _check_size(pipe, config, max(map(len, jobs)), max_bytes)
+    recipe = sha256_bytes(json.dumps([asdict(config), seed, share_images], sort_keys=True).encode())[:16]
+    todo = [job for job in jobs if not _done(job, out, ledger, recipe)]
+    learn = partial(_learn, root=Path(root), out=out, config=config, seed=seed, prior=prior, max_bytes=max_bytes)
+    reasons = {}
+    for job, reason in zip(todo, tqdm(_results(learn, todo, pipe, folder, workers), "customize", len(todo), mininterval=5)):
+        key = job[0][0].exemplar_id
+        if reason:
+            reasons[key] = reason
+        else:
+            ledger.add(key, sha256=sha256_file(_file(job, out)), recipe=recipe)
+    for job in jobs:
+        reason = reasons.get(job[0][0].exemplar_id)
+        for e, token in job:
+            if reason:
+                failed.append({"exemplar_id": e.exemplar_id, "file": e.file, "reason": reason})
+            else:
+                rows.append({"exemplar_id": e.exemplar_id, "class_name": e.class_name, "token": token,
+                             "delta": _file(job, out).name})
+    write_jsonl(out / "deltas.jsonl", rows)
+    write_jsonl(out / "failed.jsonl", failed)
+    return rows, failed
+
+
+def _results(learn, todo: list[Job], pipe, folder, workers: int) -> Iterable[str]:
+    """The reason of failure, or "", of each job in order."""
+    if workers <= 1:
+        return (learn(job, pipe=pipe) for job in todo)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (str(folder),))
+    return _closing(pool, pool.map(partial(_learn_in_worker, learn), todo))
+
+
+def _closing(pool: ProcessPoolExecutor, results: Iterable[str]) -> Iterable[str]:
+    try:
+        yield from results
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(folder: str) -> None:
+    torch.set_num_threads(1)  # one process a core is twice as fast as one process on two
+    _worker["pipe"] = load_pipeline(folder)
+
+
+def _learn_in_worker(learn, job: Job) -> str:
+    return learn(job, pipe=_worker["pipe"])
+
+
+def _learn(job: Job, pipe, root: Path, out: Path, config: CustomizeConfig, seed: int, prior, max_bytes: int) -> str:
+    """Customise one job and save its delta; "" or the reason why it cannot be learned."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in the same order on any machine, with any number of workers
+    try:
+        image = read_image(root / job[0][0].file)
+        learned = [Concept(token, e.class_name, read_mask(root / e.mask_file)) for e, token in job]
+        delta = customize(pipe, image, learned, config, item_seed(seed, job[0][0].exemplar_id), prior)
+    except (RecordError, ValueError) as error:
+        return str(error)
+    finally:
+        torch.set_num_threads(threads)
+    save_delta(delta, _file(job, out), max_bytes)
+    return ""
+
+
+def _file(job: Job, out: Path) -> Path:
+    return out / f"{job[0][0].exemplar_id}.safetensors"
+
+
+def _done(job: Job, out: Path, ledger: Ledger, recipe: str) -> bool:
+    key, path = job[0][0].exemplar_id, _file(job, out)
+    done = key in ledger and path.is_file() and ledger[key].get("sha256") == sha256_file(path)
+    if done and ledger[key].get("recipe") != recipe:
+        raise ValueError(f"{path} was made with other settings; delete {ledger.path} and its folder to start again")
+    return done
+
+
+def _check_size(pipe, config: CustomizeConfig, concepts: int, max_bytes: int) -> None:
+    parts = layout(pipe, config.mode, config.modules, config.rank)
+    size = delta_bytes(parts, concepts, pipe.text_encoder.get_input_embeddings().embedding_dim)
+    if size > max_bytes:
+        raise ValueError(f"customize: mode {config.mode}, rank {config.rank}, modules {config.modules!r} would make "
+                         f"deltas of {size} bytes, allowed are {max_bytes}; lower the rank or choose fewer modules")
