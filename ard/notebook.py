@@ -7,8 +7,10 @@ percent form in which notebooks are comfortably written (`# %% [markdown]`, `# %
 from __future__ import annotations
 
 import ast
+import base64
 import copy
 import dataclasses
+import io
 import re
 import sys
 import typing
@@ -17,6 +19,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
+from PIL import Image
 
 from ard.config import ConfigError, from_dict
 from ard.files import FileError, PathLike, atomic_write_text
@@ -159,10 +162,22 @@ def _stable(output: NotebookNode, root: str) -> NotebookNode:
     data = {kind: value for kind, value in output.data.items() if "widget" not in kind}
     if "image/png" in data:
         data.pop("image/jpeg", None)  # a picture shows itself in both; one is enough
+        data["image/png"] = _light(data["image/png"])
     widget = any("widget" in kind for kind in output.data)
     output.data = NotebookNode() if widget else NotebookNode({
         kind: clean(value) if kind.startswith("text/") else value for kind, value in sorted(data.items())})
     return output
+
+
+def _light(picture: str, limit: int = 150_000) -> str:
+    """A base64 PNG above `limit` bytes in 256 colours: pages of samples would fill the repository otherwise."""
+    data = base64.b64decode(picture)
+    if len(data) <= limit:
+        return picture
+    buffer = io.BytesIO()
+    reduced = Image.open(io.BytesIO(data)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    reduced.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 
 def _metadata() -> NotebookNode:

@@ -1,10 +1,14 @@
 """ard.notebook: the parameters cell, injection, the ran-to-the-end check, stable executed copies, the percent form."""
 
+import base64
+import io
 import time
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_output
+from PIL import Image
 
 from ard import notebook as nb
 from ard.config import ConfigError
@@ -132,11 +136,25 @@ def test_main_makes_and_cleans(tmp_path):
     assert (tmp_path / "01_x.ipynb").read_text() == made
 
 
-def test_large_pictures_are_normalised_quickly_and_kept_once():
-    picture = "iVBO" * 500_000  # a contact sheet in base64 is one line of megabytes
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode() + "\n"
+
+
+def test_large_pictures_are_normalised_quickly_lightened_and_kept_once():
+    noise = np.random.default_rng(0).integers(0, 256, (700, 1000, 3), dtype=np.uint8)
+    noise[:200] = (250, 10, 10)
+    picture = png(noise)  # a contact sheet in base64 is one line of megabytes
     shown = new_output("display_data", data={"image/png": picture, "image/jpeg": picture, "text/plain": "<Image>"})
+    small = new_output("display_data", data={"image/png": png(noise[:8, :8])})
     log = new_output("stream", name="stdout", text="x" * 1_000_000 + "\r" + "done\r\nnext\n")
     started = time.perf_counter()
-    outputs = nb.normalise(nbformat.v4.new_notebook(cells=[new_code_cell("show()", outputs=[shown, log])])).cells[0].outputs
+    cell = new_code_cell("show()", outputs=[shown, small, log])
+    outputs = nb.normalise(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
     assert time.perf_counter() - started < 5
-    assert outputs[0].data == {"image/png": picture, "text/plain": "<Image>"} and outputs[1].text == "done\r\nnext\n"
+    assert set(outputs[0].data) == {"image/png", "text/plain"} and outputs[2].text == "done\r\nnext\n"
+    light = Image.open(io.BytesIO(base64.b64decode(outputs[0].data["image/png"])))
+    assert light.size == (1000, 700) and len(outputs[0].data["image/png"]) < 0.5 * len(picture)
+    assert np.abs(np.asarray(light.convert("RGB"), int)[:200] - (250, 10, 10)).max() < 16
+    assert outputs[1].data["image/png"] == small.data["image/png"], "small pictures stay as they are"
