@@ -82,7 +82,9 @@ def test_params_name_only_stages_and_every_key_is_explained():
 def test_notebook_reads_well(path):
     book = nb.read(path)
     code = [cell.source for cell in book.cells if cell.cell_type == "code"]
-    assert len(book.cells) <= 25 and all(len(source.splitlines()) <= 15 for source in code)
+    long = [c.source for c in book.cells if c.cell_type == "code" and "parameters" not in c.metadata.get("tags", [])
+            and len(c.source.splitlines()) > 15]
+    assert len(book.cells) <= 25 and not long
     title = book.cells[0].source.splitlines()[0]
     assert book.cells[0].cell_type == "markdown" and re.match(r"# .*\?$", title), f"the title is no question: {title!r}"
     assert len(nb.tagged(book, "parameters")) == 1
