@@ -7,6 +7,7 @@ the dataset itself.
 
 import io
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
@@ -22,11 +23,17 @@ CHUNK = 200  # individuals rendered, encoded and written at once
 
 
 def rendered_pairs(
-    world: World, individuals: int, views: int = 2, seed: int = 0, folder: str | Path | None = None
+    world: World,
+    individuals: int,
+    views: int = 2,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    blemish: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> PhaseData:
     """PhaseData of `individuals` different base individuals, each in one photo X and in `views` queries of any place and
     medium.
 
+    blemish: gives pictures (n, H, W, 3) uint8 the blemishes of generated ones; every second query goes through it.
     Chunks are kept in `folder` when given, so that a killed run goes on; equal arguments give equal pairs.
     """
     people = _different_individuals(world, individuals, np.random.default_rng([seed, 7]))
@@ -34,7 +41,7 @@ def rendered_pairs(
     for start in tqdm(range(0, individuals, CHUNK), desc="rendered pairs", mininterval=5):
         some = people[start : start + CHUNK]
         path = Path(folder) / f"pairs-{seed}-{views}-{start}-{len(some)}-{VERSION}.npz" if folder else None
-        data = path.read_bytes() if path and path.is_file() else _chunk(world, some, views, [seed, 8, start])
+        data = path.read_bytes() if path and path.is_file() else _chunk(world, some, views, [seed, 8, start], blemish)
         if path and not path.is_file():
             atomic_write_bytes(path, data)
         parts.append(np.load(io.BytesIO(data), allow_pickle=False))
@@ -74,18 +81,21 @@ def _different_individuals(world: World, count: int, rng: np.random.Generator) -
     raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
 
 
-def _chunk(world: World, people: list, views: int, seed: list[int]) -> bytes:
+def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Callable | None) -> bytes:
     rng = np.random.default_rng(seed)
     photos: list[Scene] = [world.scene(rng, [person], medium="photo") for person in people]
     asked: list[Scene] = [world.scene(rng, [person], fillers=0) for person in people for _ in range(views)]
+    pictures = np.stack([s.image for s in asked])
+    if blemish is not None:
+        pictures[1::2] = blemish(pictures[1::2])
     gallery, queries, boxes = [], [], []
     for flip in FLIPS:
         gallery.append(image_features(np.stack([flip.image(s.image) for s in photos])).numpy())
         vectors = []
         for start in range(0, len(asked), 64):
-            some = asked[start : start + 64]
-            features = image_features(np.stack([flip.image(s.image) for s in some]))
-            places = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in some])
+            some = slice(start, start + 64)
+            features = image_features(np.stack([flip.image(picture) for picture in pictures[some]]))
+            places = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in asked[some]])
             vectors.append(region_vectors(features, torch.from_numpy(places)).half())
         queries.append(torch.cat(vectors).numpy())
         here = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in photos])
