@@ -68,7 +68,8 @@ class Watch:
         """Add the row of `step`, unless a run that was killed has left it."""
         rows = self.rows()
         if step not in {row["step"] for row in rows}:
-            with torch.no_grad(), torch.random.fork_rng():
+            # called from within a training step: what is measured must not be in its reduced precision
+            with torch.no_grad(), torch.random.fork_rng(), torch.autocast("cpu", enabled=False):
                 row = {"step": step, **self.check(model)}
             write_jsonl(self.file, [*rows, row])
 
