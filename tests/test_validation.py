@@ -1,5 +1,7 @@
 """Training with a watch: the same weights as without, rows that survive a kill, and never a look at the test split."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,6 +35,17 @@ def test_watching_changes_nothing_and_sees_each_due_step(phase_data, tmp_path):
     log, rows = v.watched_phase1(watched, phase_data, NAMES, SETTINGS, v.Watch(Check(), 2, tmp_path / "b"))
     assert v.changed(plain, watched) == set() and len(log) == 5
     assert [r["step"] for r in rows] == [0, 2, 4, 5] and len({r["weight"] for r in rows}) == 4
+
+
+def test_what_is_watched_is_measured_in_full_precision(phase_data, tmp_path):
+    class Precise(Check):
+        def __call__(self, model):
+            assert not torch.is_autocast_enabled("cpu")
+            return super().__call__(model)
+
+    settings = dataclasses.replace(SETTINGS, autocast=True)
+    watch = v.Watch(Precise(), 2, tmp_path)
+    assert len(v.watched_phase1(tiny_detector(), phase_data, NAMES, settings, watch)[1]) == 4
 
 
 @pytest.mark.parametrize("phase", [1, 2])
