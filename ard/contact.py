@@ -15,7 +15,7 @@ def contact_sheet(images: Sequence[np.ndarray], boxes: Sequence | None = None, c
     """One uint8 RGB picture of `images` ((H, W, 3) uint8, all of one size), row by row.
 
     boxes: for each image None, one xyxy box in its pixels, or a list of boxes; captions: cut to the cell's width;
-    masks: for each image None or (H, W) bool, drawn as a tint. Save it with `ard.generate.write_png`.
+    masks: for each image None or (H, W) bool, drawn as a tint.
     """
     images = list(images)
     if not images or len({i.shape for i in images}) != 1:

@@ -132,6 +132,7 @@ def card(dataset: Dataset, name: str, probes: Sequence[Mapping] = (), notes: Seq
              "generated region was learned from. Each Q was drawn by a generator customised on one exemplar R_X.", "",
              "## Files", "", "- `samples_{split}.jsonl`: AD+, one sample a line; boxes are xyxy in pixels.",
              "- `gallery_{split}.json`: the images to rank, in COCO form, every true object with its individual id.",
+             "- Pictures lie where they were made, in `../queries` and `../collection/images`; records name them from here.",
              "- AD-: for each sample all other images of its split's gallery.", "", "## Counts", "",
              *markdown(counts, TABLE1_COLUMNS[1:]), "", "## Splits", "",
              "An exemplar individual stands in exactly one image of all splits. "

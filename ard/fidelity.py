@@ -6,6 +6,7 @@ validation exemplars, and to judge the queries of test individuals.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,9 +114,10 @@ def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar],
             delta = customize(pipe, image, [concept], recipe, item_seed(seed, exemplar.exemplar_id))
             apply_delta(pipe, delta)
             try:
-                drawn, images = generate_concept(pipe, exemplar, "<v1>", image, templates, detect, drawing, seed)
+                drawn, pictures = generate_concept(pipe, exemplar, "<v1>", image, templates, detect, drawing, seed)
             finally:
                 remove_delta(pipe)
+            images = [read_image(io.BytesIO(picture)) for picture in pictures]
             table = judge(judges, drawn, images, everyone, seed=seed)
             table["copy"], table["found"] = zip(*((d.copy_similarity, not d.reason) for d in drawn))
             tables.append(table.assign(token_steps=token_steps, weight_steps=weight_steps, concept=exemplar.exemplar_id))

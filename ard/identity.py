@@ -6,7 +6,7 @@ Trained contrastively on pairs of renderings of base individuals; it judges gene
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from ard.checkpoints import Checkpoint, warm_cosine
 from ard.files import atomic_write_bytes, atomic_write_json, read_json
+
+Blemish = Callable[[np.ndarray, int], np.ndarray]  # (n, H, W, 3) uint8 and a seed -> the same scenes, as if generated
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,12 @@ def contrastive_loss(a: Tensor, b: Tensor, keys: Sequence[str], temperature: flo
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: str = "base"
-               ) -> tuple[Tensor, Tensor, list[str]]:
-    """Crops of a photo and of any other rendering of the same individuals, each in its own scene; and their ids."""
+def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: str = "base",
+               blemish: Blemish | None = None) -> tuple[Tensor, Tensor, list[str]]:
+    """Crops of a photo and of any other rendering of the same individuals, each in its own scene; and their ids.
+
+    blemish: gives the other renderings the blemishes of generated pictures; every second one goes through it.
+    """
     views, keys = ([], []), []
     for name in rng.choice(world.classes, config.classes, replace=False):
         for _ in range(config.individuals):
@@ -112,13 +117,20 @@ def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: s
                 box = np.array(scene.objects[0].box)
                 side = np.tile(box[2:] - box[:2], 2)
                 view.append((_soften(scene.image, rng), box + rng.normal(size=4) * side * config.jitter))
-    first, second = (square_crops(np.stack([i for i, _ in v]), np.stack([b for _, b in v]), config) for v in views)
+    (photos, photo_boxes), (others, other_boxes) = (tuple(map(np.stack, zip(*view))) for view in views)
+    if blemish is not None:
+        others[1::2] = blemish(others[1::2], int(rng.integers(2**31)))
+    first, second = square_crops(photos, photo_boxes, config), square_crops(others, other_boxes, config)
     mirror = torch.from_numpy(rng.random(len(keys)) < 0.5)[:, None, None, None]
     return first, torch.where(mirror, second.flip(-1), second), keys
 
 
-def train_identity(world, folder: str | Path, config: IdentityConfig, seed: int = 0) -> IdentityEncoder:
-    """Train and save into `folder`; a second call goes on from the checkpoint and ends in the same bytes."""
+def train_identity(world, folder: str | Path, config: IdentityConfig, seed: int = 0, blemish: Blemish | None = None
+                   ) -> IdentityEncoder:
+    """Train and save into `folder`; a second call goes on from the checkpoint and ends in the same bytes.
+
+    blemish: see `draw_pairs`. Without it a judge mistakes the flaws of a generated picture for another individual.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = IdentityEncoder(config).train()
@@ -127,7 +139,7 @@ def train_identity(world, folder: str | Path, config: IdentityConfig, seed: int 
     start = checkpoint.resume(model, optimizer)
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="identity", mininterval=5)
     for step in bar:
-        first, second, keys = draw_pairs(world, np.random.default_rng([seed, step]), config)
+        first, second, keys = draw_pairs(world, np.random.default_rng([seed, step]), config, blemish=blemish)
         loss = contrastive_loss(model(first), model(second), keys, config.temperature)
         optimizer.param_groups[0]["lr"] = config.lr * warm_cosine(step, config.steps, config.warmup)
         optimizer.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ no table row; a judge below 90% on real scenes does not count.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,21 +23,28 @@ from tqdm import tqdm
 from ard.files import atomic_write_bytes
 
 ASPECTS = ("class", "context", "medium")
+CHUNK = 500  # scenes rendered, encoded and written at once
 Features = Callable[[np.ndarray], np.ndarray]  # (n, H, W, 3) uint8 -> (n, d) float32
 
 
 @torch.inference_mode()
-def image_features(images: np.ndarray, size: int = 192, batch: int = 32) -> np.ndarray:
-    """Mean and maximum of every stage of frozen EfficientNet-lite0, and colour statistics: (n, d) float32."""
+def image_features(images: np.ndarray, size: int = 256, batch: int = 32) -> np.ndarray:
+    """What frozen EfficientNet-lite0 sees, and colour statistics: (n, d) float32.
+
+    Mean and maximum of every stage over the picture; of the three coarse ones also the spread and the strongest window,
+    because an object is a fifth of its picture.
+    """
     from ard.backbones import efficientnet_lite0
 
     model, out = efficientnet_lite0(), []
-    for start in tqdm(range(0, len(images), batch), desc="features", mininterval=5, disable=len(images) < 2000):
+    for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start:start + batch])
         x = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
         stages = model.forward_intermediates(x, intermediates_only=True)
         pooled = [v for s in stages for v in (s.mean((2, 3)), s.amax((2, 3)))]
+        windows = [F.avg_pool2d(s, 3, 1) for s in stages[-3:]]
+        pooled += [v for s, w in zip(stages[-3:], windows) for v in (w.amax((2, 3)), s.std((2, 3)))]
         out.append(np.concatenate([torch.cat(pooled, 1).numpy(), colour_statistics(part)], axis=1))
     return np.concatenate(out).astype(np.float32)
 
@@ -91,7 +99,7 @@ def fit_probe(features: np.ndarray, labels: Sequence[str], strength: float = 0.0
     return LinearProbe(names, *(v.astype(np.float32) for v in (mean, scale, weight, bias)))
 
 
-def world_examples(world, count: int, seed: int, split: str = "base") -> tuple[np.ndarray, dict[str, list[str]]]:
+def world_examples(world, count: int, seed: int | list[int], split: str = "base") -> tuple[np.ndarray, dict[str, list[str]]]:
     """`count` one-object scenes (n, H, W, 3) uint8 of the mini world and their labels by aspect."""
     rng = np.random.default_rng(seed)
     labels: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
@@ -140,18 +148,35 @@ class Probes:
 
 
 def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, features: Features = image_features,
-               blemish: Callable[[np.ndarray], np.ndarray] | None = None) -> tuple[Probes, dict[str, dict[str, float]]]:
+               blemish: Callable[[np.ndarray, int], np.ndarray] | None = None, folder: str | Path | None = None
+               ) -> tuple[Probes, dict[str, dict[str, float]]]:
     """Fit on base scenes; also returns accuracy by aspect on held-out 'base' scenes and on unseen drawings ('test').
 
-    blemish: gives scenes the blemishes of generated pictures; every other scene that is fitted on goes through it.
+    blemish: (scenes, seed) with the flaws of generated pictures; every other scene that is fitted on goes through it.
+    folder: keeps the features of finished chunks, so that a killed run goes on.
     """
+    parts = []
+    for start in tqdm(range(0, count, CHUNK), desc="scenes of the probes", mininterval=5, disable=count < 2 * CHUNK):
+        path = None if folder is None else Path(folder) / f"scenes-{seed}-{start}.npz"
+        data = path.read_bytes() if path and path.is_file() else _chunk(
+            world, min(CHUNK, count - start), [seed, start], features, blemish)
+        if path and not path.is_file():
+            atomic_write_bytes(path, data)
+        parts.append(np.load(io.BytesIO(data), allow_pickle=False))
+    x = np.concatenate([part["features"] for part in parts])
+    probes = Probes({a: fit_probe(x, np.concatenate([part[a] for part in parts])) for a in ASPECTS}, features)
+    checks = {split: probes.accuracy(*world_examples(world, held_out, seed + 1 + n, split))
+              for n, split in enumerate(("base", "test"))}
+    return probes, checks
+
+
+def _chunk(world, count: int, seed: list[int], features: Features, blemish: Callable | None) -> bytes:
+    """Features and labels of `count` scenes as an npz file."""
     images, labels = world_examples(world, count, seed)
     if blemish is not None:
         # examples take turns by class, so every second *round* of classes keeps classes balanced
         chosen = np.arange(count) // len(world.classes) % 2 == 1
-        images[chosen] = blemish(images[chosen])
-    x = features(images)
-    probes = Probes({aspect: fit_probe(x, labels[aspect]) for aspect in ASPECTS}, features)
-    checks = {split: probes.accuracy(*world_examples(world, held_out, seed + 1 + n, split))
-              for n, split in enumerate(("base", "test"))}
-    return probes, checks
+        images[chosen] = blemish(images[chosen], sum(seed))
+    buffer = io.BytesIO()
+    np.savez(buffer, features=features(images), **{aspect: np.array(labels[aspect]) for aspect in ASPECTS})
+    return buffer.getvalue()

@@ -147,8 +147,8 @@ class Dataset:
         return Query(sample, self.pixels(sample.query_file))
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8; RecordError says which file is missing or corrupt."""
+def read_image(path: str | Path | typing.BinaryIO) -> np.ndarray:
+    """An image file (or an open one) as (H, W, 3) uint8; RecordError says which file is missing or corrupt."""
     from PIL import Image
 
     try:

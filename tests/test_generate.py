@@ -75,15 +75,15 @@ def test_an_image_does_not_depend_on_its_batch(learned):
 
 def test_killed_and_resumed_ends_in_the_same_bytes(learned, tmp_path, monkeypatch):
     run(learned, tmp_path / "whole", Ledger(tmp_path / "w.jsonl"))
-    real, calls = module.write_png, []
+    real, calls = module.atomic_write_bytes, []
 
-    def killed(path, image):
+    def killed(path, picture):
         calls.append(path)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        real(path, image)
+        real(path, picture)
 
-    monkeypatch.setattr(module, "write_png", killed)
+    monkeypatch.setattr(module, "atomic_write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         run(learned, tmp_path / "part", Ledger(tmp_path / "p.jsonl"))
     run(learned, tmp_path / "part", Ledger(tmp_path / "p.jsonl"))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ard.identity import (IdentityConfig, IdentityEncoder, contrastive_loss, nearest_individual, rendered_trials,
-                          square_crops, train_identity)
+from ard.identity import (IdentityConfig, IdentityEncoder, contrastive_loss, draw_pairs, nearest_individual,
+                          rendered_trials, square_crops, train_identity)
 from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_examples
 from ard.world import World
 
@@ -38,6 +38,38 @@ def test_probes_of_the_world_save_and_load(world, tmp_path):
     assert again.accuracy(images, labels) == probes.accuracy(images, labels)
     with pytest.raises(FileNotFoundError, match="probes missing"):
         Probes.load(tmp_path / "none")
+
+
+def test_probes_go_on_where_they_were_killed(world, tmp_path, monkeypatch):
+    import ard.probes as module
+
+    monkeypatch.setattr(module, "CHUNK", 50)
+    def flawed(scenes, seed): return 255 - scenes
+    whole, _ = fit_probes(world, 120, 20, features=colour_statistics, blemish=flawed)
+    seen = []
+
+    def killed(images):
+        seen.append(len(images))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return colour_statistics(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_probes(world, 120, 20, features=killed, blemish=flawed, folder=tmp_path)
+    again, _ = fit_probes(world, 120, 20, features=killed, blemish=flawed, folder=tmp_path)
+    assert seen[:4] == [50, 50, 50, 20], "only what was not finished is computed again"
+    assert all(np.array_equal(again.probes[a].weight, whole.probes[a].weight) for a in whole.probes)
+
+
+def test_judges_learn_from_flawed_pictures_too(world):
+    flawed = []
+    def blemish(scenes, seed):
+        flawed.append(len(scenes))
+        return 255 - scenes
+    rng = [np.random.default_rng(3) for _ in range(2)]
+    (photo, clean, keys), (same, other, again) = (draw_pairs(world, r, TINY, blemish=b) for r, b in zip(rng, (None, blemish)))
+    assert flawed == [len(keys) // 2] and keys == again and torch.equal(photo, same)
+    assert torch.equal(clean[0], other[0]) and not torch.equal(clean[1], other[1])
 
 
 def test_square_crops_keep_proportions():

@@ -115,7 +115,7 @@ class LikenessHead(nn.Module):
 class Match:
     """What `match` returns; `boxes` and `logits` are the last decoder layer's answer for N regions."""
 
-    layer_boxes: Tensor  # (B, L, N, 4) cxcywh in [0, 1] of every decoder layer
+    layer_boxes: Tensor  # (B, L, N, 4) cxcywh in [0, 1] of every decoder layer; of the last alone when not training
     layer_logits: Tensor  # (B, L, N, T)
     encoder_boxes: Tensor  # (B, K, 4) cxcywh of the first stage
     encoder_logits: Tensor  # (B, K, T)
@@ -243,6 +243,8 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         )
         hidden = decoded.intermediate_hidden_states
         before = torch.cat([start[:, None], decoded.intermediate_reference_points[:, :-1]], 1)
+        if not self.training:  # the earlier layers' answers are for their losses only
+            hidden, before = hidden[:, -1:], before[:, -1:]
         boxes = (self.bbox_embed[0](hidden) + torch.special.logit(before, eps=1e-5)).sigmoid()
         adapted = self.config.adapters if adapted is None else adapted
         likeness = self._likeness(features, boxes, prompt)
