@@ -7,8 +7,9 @@ validation exemplars, and to judge the queries of test individuals.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -98,20 +99,20 @@ def spread(items: Sequence, count: int) -> list:
     return [items[i] for i in places]
 
 
-def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar], root: str | Path,
-              grid: Sequence[tuple[int, int]], config: CustomizeConfig, drawing: GenerateConfig,
-              templates: Sequence[str], detect: Callable, judges: Judges, seed: int = 0) -> pd.DataFrame:
-    """Customise, generate and judge at every (token steps, weight steps) of `grid`; one row an image that was drawn.
+def try_recipes(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar], root: str | Path,
+                recipes: Mapping[str, CustomizeConfig], drawing: GenerateConfig, templates: Sequence[str],
+                detect: Callable, judges: Judges, seed: int = 0) -> pd.DataFrame:
+    """Customise, generate and judge with each of the named recipes; one row an image that was drawn.
 
-    Equal seeds in every cell of the grid.
+    Equal seeds for every recipe; `seconds` is what customising took.
     """
     tables = []
-    for token_steps, weight_steps in grid:
-        recipe = replace(config, token_steps=token_steps, weight_steps=weight_steps)
+    for name, recipe in recipes.items():
         for exemplar in exemplars:
             image, mask = read_image(Path(root) / exemplar.file), read_mask(Path(root) / exemplar.mask_file)
-            concept = Concept("<v1>", exemplar.class_name, mask)
+            concept, start = Concept("<v1>", exemplar.class_name, mask), time.perf_counter()
             delta = customize(pipe, image, [concept], recipe, item_seed(seed, exemplar.exemplar_id))
+            seconds = time.perf_counter() - start
             apply_delta(pipe, delta)
             try:
                 drawn, pictures = generate_concept(pipe, exemplar, "<v1>", image, templates, detect, drawing, seed)
@@ -120,5 +121,5 @@ def try_steps(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar],
             images = [read_image(io.BytesIO(picture)) for picture in pictures]
             table = judge(judges, drawn, images, everyone, seed=seed)
             table["copy"], table["found"] = zip(*((d.copy_similarity, not d.reason) for d in drawn))
-            tables.append(table.assign(token_steps=token_steps, weight_steps=weight_steps, concept=exemplar.exemplar_id))
+            tables.append(table.assign(recipe=name, concept=exemplar.exemplar_id, seconds=seconds))
     return pd.concat(tables, ignore_index=True)
