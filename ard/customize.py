@@ -6,9 +6,11 @@ released code: token-only phase, weights phase, masked diffusion loss, cross-att
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -52,6 +54,7 @@ class CustomizeConfig:
     attention_weight: float = 1e-2
     attention_resolution: int = 0  # positions a side; 0 is the largest there is, published 16
     prior_weight: float = 0.0  # published 1
+    keep: float = 0.0  # weight of staying with the base model outside the mask; published 0
     flip: float = 0.5
     shift: float = 0.0  # farthest the exemplar is moved in its frame, a share of the side; published 0
     weight_decay: float = 1e-2
@@ -129,6 +132,12 @@ class _Task:
         self.masks = torch.cat([masks, masks.flip(-1)])  # (2 V, n, H, W)
         self.views = len(views)
         self.cache: dict[str, Tensor] = {}  # tokenised prompts
+        # the base model as it was: a small change of weights is shared by all places, so it must be told where to stop
+        self.base = copy.deepcopy(pipe.unet) if config.keep else None
+        self.plain = {} if self.base is None else {
+            (present, which): pipe.text_encoder(self._tokens([self._prompt(present, which, named=False)]))[0].detach()
+            for present in product((False, True), repeat=len(concepts)) if any(present)
+            for which in range(len(config.prompts))}
         self.prior = prior
         if prior is not None and config.prior_weight:
             self.prior_ids = self._tokens([prior[0]])
@@ -166,10 +175,15 @@ class _Task:
         masks = self.masks[view]
         present = present.to(self.device)
         union = (masks * present[:, :, None, None]).amax(1)
-        prediction, target = self._denoise(self.latents[view], ids)
+        prediction, target, noisy, times = self._denoise(self.latents[view], ids)
         own = maps.take() if maps is not None else None
         mask = resize_mask(union, tuple(target.shape[-2:]), config.mask_resize)
         loss = masked_loss(prediction, target, mask, config.loss)
+        if self.base is not None:
+            text = torch.cat([self.plain[tuple(p), w] for p, w in zip(present.tolist(), which.tolist())])
+            with torch.no_grad():
+                before = self.base(noisy, times, text).sample.float()
+            loss = loss + config.keep * masked_loss(prediction, before, 1 - mask, config.loss)
         if own is not None:
             places = torch.stack([(ids == i).int().argmax(1) for i in self.ids], dim=1)
             loss = loss + config.attention_weight * attention_loss(own, places, masks, present, config.mask_resize)
@@ -180,13 +194,14 @@ class _Task:
     def _prior_loss(self, maps) -> Tensor:
         latents = self.prior[1].to(self.device)
         index = torch.randint(len(latents), (self.config.batch,), generator=self.generator).to(self.device)
-        prediction, target = self._denoise(latents[index], self.prior_ids.expand(len(index), -1))
+        prediction, target, *_ = self._denoise(latents[index], self.prior_ids.expand(len(index), -1))
         if maps is not None:
             maps.take()
         return F.mse_loss(prediction, target)
 
-    def _denoise(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Prediction and target (B, C, h, w) float32 at random times, one from each of B equal stretches."""
+    def _denoise(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Prediction and target (B, C, h, w) float32 at random times, one from each of B equal stretches; what was
+        predicted from, and the times (B,)."""
         scheduler, batch = self.pipe.scheduler, len(latents)
         total = scheduler.config.num_train_timesteps
         u = (torch.arange(batch) + torch.rand(batch, generator=self.generator)) / batch
@@ -198,13 +213,14 @@ class _Task:
         prediction = self.pipe.unet(noisy, times, text).sample.float()
         kind = scheduler.config.prediction_type
         if kind == "epsilon":
-            return prediction, noise.float()
+            return prediction, noise.float(), noisy, times
         if kind == "v_prediction":
-            return prediction, scheduler.get_velocity(latents, noise, times).float()
+            return prediction, scheduler.get_velocity(latents, noise, times).float(), noisy, times
         raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
 
-    def _prompt(self, present: list[bool], which: int) -> str:
-        nouns = [c.noun for c, here in zip(self.concepts, present) if here]
+    def _prompt(self, present: Sequence[bool], which: int, named: bool = True) -> str:
+        """A prompt with the concepts present, by their new words or (`named` false) by their classes alone."""
+        nouns = [c.noun if named else c.class_name for c, here in zip(self.concepts, present) if here]
         return fill(self.config.prompts[which], " and ".join([nouns[0], *map(with_article, nouns[1:])]))
 
     def _tokens(self, prompts: list[str]) -> Tensor:
