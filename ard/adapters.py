@@ -52,7 +52,7 @@ def layout_hash(parts: list) -> str:
 
 def delta_bytes(parts: list, tokens: int, width: int) -> int:
     """Size of a delta's file in bytes, give or take its metadata (1.5 kB are allowed for it)."""
-    return 2 * sum(torch.Size(shape).numel() for _, shape in parts) + 2 * tokens * width + 1500
+    return int(1.07 * sum(torch.Size(shape).numel() for _, shape in parts)) + 2 * tokens * width + 1500
 
 
 def split(vector: Tensor, parts: list) -> dict[str, Tensor]:

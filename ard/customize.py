@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ard.adapters import layout, layout_hash, learned_rows, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
-from ard.deltas import Delta, installed_tokens
+from ard.deltas import Delta, installed_tokens, rounded
 from ard.files import sha256_bytes
 from ard.templates import fill, with_article
 
@@ -32,6 +32,7 @@ MODULES = {  # what LoRA may change, by name
     "attn+ff": rf"{ATTENTION}|^unet\..*ff\.net\.(0\.proj|2)$",
     "attn+ff+proj": rf"{ATTENTION}|^unet\..*(ff\.net\.(0\.proj|2)|proj_(in|out))$",
     "conv": r"^unet\..*resnets.*conv[12]$",
+    "attn+conv": rf"{ATTENTION}|^unet\..*resnets.*conv[12]$",
 }
 
 
@@ -109,7 +110,7 @@ def customize(pipe, image: np.ndarray, concepts: Sequence[Concept], config: Cust
         "modules": config.modules, "rank": config.rank, "layout": layout_hash(parts), "seed": seed,
         "loss": [round(float(np.mean(h)), 4) for h in np.array_split(history, 6)] if len(history) >= 6 else [],
     }
-    return Delta(rows.detach().cpu().half(), vector.half(), meta)
+    return Delta(rows.detach().cpu().half(), rounded(vector), meta)
 
 
 def class_rows(pipe, class_names: Sequence[str]) -> Tensor:

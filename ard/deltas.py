@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from ard.adapters import layout, layout_hash, split
 from ard.files import atomic_write_bytes
 
+BLOCK = 64  # numbers of a delta that share a scale
 UNDO = "_ard_undo"  # attribute of a pipeline that wears a delta
 
 
@@ -30,9 +32,10 @@ class DeltaError(ValueError):
 
 @dataclass(frozen=True)
 class Delta:
-    """Token rows (n, width) and all changes of weights as one flat fp16 vector, laid out by `layout(pipe, ...)`.
+    """Token rows (n, width) and all changes of weights as one flat vector, laid out by `layout(pipe, ...)`.
 
-    One vector, because a safetensors header of a hundred names would be larger than the numbers of a rank-1 change.
+    One vector, because a safetensors header of a hundred names would be larger than the numbers of a rank-1 change. On
+    disk its numbers are 8-bit, each `BLOCK` of them with a scale of its own, off by half a per cent of the block's largest.
     """
 
     rows: Tensor
@@ -41,8 +44,9 @@ class Delta:
 
 
 def save_delta(delta: Delta, path: str | Path, max_bytes: int = 60_000) -> None:
-    """Write one safetensors file (fp16, metadata as a JSON string) atomically. Raises DeltaError above `max_bytes`."""
-    tensors = {"tokens": delta.rows.half().contiguous(), "delta": delta.vector.half().contiguous()}
+    """Write one safetensors file (metadata as a JSON string) atomically. Raises DeltaError above `max_bytes`."""
+    numbers, scale = _quantised(delta.vector)
+    tensors = {"tokens": delta.rows.half().contiguous(), "delta": numbers, "scale": scale}
     data = save(tensors, metadata={"ard": json.dumps(delta.meta, sort_keys=True)})
     if len(data) > max_bytes:
         raise DeltaError(f"{path}: delta of {len(data)} bytes, allowed are {max_bytes}; "
@@ -55,11 +59,29 @@ def load_delta(path: str | Path) -> Delta:
     try:
         with safe_open(str(path), "pt") as file:
             meta = json.loads(file.metadata()["ard"])
-            return Delta(file.get_tensor("tokens"), file.get_tensor("delta"), meta)
+            numbers, scale = file.get_tensor("delta"), file.get_tensor("scale")
+            return Delta(file.get_tensor("tokens"), _expanded(numbers, scale), meta)
     except FileNotFoundError:
         raise DeltaError(f"{path}: no such delta; run the customise stage first") from None
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DeltaError(f"{path}: not a delta file ({error})") from None
+
+
+def rounded(vector: Tensor) -> Tensor:
+    """(n,) numbers as they come back from a file; rounding them again changes no step."""
+    return _expanded(*_quantised(vector))
+
+
+def _quantised(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) numbers as int8 and a float32 scale for each block of BLOCK."""
+    blocks = F.pad(vector.detach().cpu().float(), (0, -len(vector) % BLOCK)).view(-1, BLOCK)
+    scale = blocks.abs().amax(1) / 127
+    return (blocks / scale.clamp(min=1e-30)[:, None]).round().clamp(-127, 127).char().flatten()[: len(vector)].contiguous(), scale
+
+
+def _expanded(numbers: Tensor, scale: Tensor) -> Tensor:
+    """The inverse of `_quantised`, float32 (n,)."""
+    return numbers.float() * scale.repeat_interleave(BLOCK)[: len(numbers)]
 
 
 @contextmanager

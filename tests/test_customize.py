@@ -11,7 +11,7 @@ from ard.adapters import layout, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
 from ard.customize import Concept, CustomizeConfig, customize, sample_union, shifted_views
 from ard.customize_all import customize_all, groups
-from ard.deltas import DeltaError, apply_delta, load_delta, remove_delta, save_delta
+from ard.deltas import BLOCK, Delta, DeltaError, apply_delta, load_delta, remove_delta, rounded, save_delta
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger
 
@@ -209,6 +209,33 @@ def test_delta_file_round_trip_size_and_errors(pipe, tmp_path):
     other = load_delta_with(delta, layout="0")
     with pytest.raises(DeltaError, match="another base model"):
         apply_delta(pipe, other)
+
+
+def test_a_file_keeps_numbers_to_half_a_per_cent_of_their_block(tmp_path):
+    numbers = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * torch.logspace(-5, 1, 1000)
+    near = rounded(numbers)
+    for start in range(0, 1000, BLOCK):
+        block = slice(start, start + BLOCK)
+        assert float((near - numbers)[block].abs().max()) <= 0.005 * float(numbers[block].abs().max())
+    assert torch.allclose(rounded(near), near, rtol=1e-6, atol=0) and torch.equal(rounded(torch.zeros(5)), torch.zeros(5))
+    save_delta(Delta(torch.zeros(1, 4), near, {"rank": 1}), tmp_path / "d.safetensors")
+    assert torch.allclose(load_delta(tmp_path / "d.safetensors").vector, near, rtol=1e-6, atol=0)
+
+
+def test_what_is_kept_outside_the_mask_stays_nearer_to_the_base_model(pipe):
+    """With the pull, the pixels that the mask leaves out change less; inside, the concept is still learned."""
+    def change(keep):
+        recipe = CustomizeConfig(**{**CONFIG.__dict__, "weight_steps": 12, "keep": keep, "attention_weight": 0.0})
+        delta = customize(pipe, exemplar_image(), [concept()], recipe, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        noisy, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 16, pipe.unet.config.cross_attention_dim,
+                                                                             generator=generator)
+        with torch.no_grad():
+            before = pipe.unet(noisy, 500, text).sample
+            after = apply_delta(pipe, delta).unet(noisy, 500, text).sample
+        remove_delta(pipe)
+        return float((after - before).pow(2).mean())
+    assert 0 < change(100.0) < 0.5 * change(0.0)
 
 
 def load_delta_with(delta, **changes):
