@@ -63,13 +63,22 @@ def load_phase_data(
 
 def _query_vectors(dataset: Dataset, samples: Sequence[Sample], transform: Transform, cache: FeatureCache) -> Tensor:
     """Region vectors (S, REGION) float16 of R_Q, image and box moved by one transform."""
-    vectors = []
-    for start in range(0, len(samples), 64):
-        part = samples[start : start + 64]
-        features = cache(np.stack([transform.image(dataset.pixels(s.query_file)) for s in part]))
-        boxes = np.concatenate([transform.boxes([s.query_box], 0)[0] for s in part])
-        vectors.append(region_vectors(features, torch.from_numpy(boxes)).half())
-    return torch.cat(vectors)
+    pictures = [transform.image(dataset.pixels(s.query_file)) for s in samples]
+    return picture_regions(cache, pictures, np.concatenate([transform.boxes([s.query_box], 0)[0] for s in samples]))
+
+
+def picture_regions(
+    encode: Callable[[np.ndarray], Tensor], pictures: Sequence[np.ndarray], boxes: np.ndarray, batch: int = 64
+) -> Tensor:
+    """Region vectors (B, REGION) float16 of one box xyxy pixels (B, 4) in each of B pictures, encoded batch by batch.
+
+    encode: `image_features` or a `FeatureCache`.
+    """
+    parts = []
+    for start in range(0, len(pictures), batch):
+        features = encode(np.stack(pictures[start : start + batch]))
+        parts.append(region_vectors(features, torch.from_numpy(boxes[start : start + batch])).half())
+    return torch.cat(parts)
 
 
 # ---- phase 1 ---------------------------------------------------------------------------------------------------------

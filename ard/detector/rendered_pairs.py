@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ard.detector.features import IMAGE_SIZE, VERSION, image_features, region_vectors
-from ard.detector.phases import FLIPS, PhaseData
+from ard.detector.features import IMAGE_SIZE, VERSION, image_features
+from ard.detector.phases import FLIPS, PhaseData, picture_regions
 from ard.files import atomic_write_bytes
 from ard.geometry import to_cxcywh
 from ard.world import Scene, World
@@ -91,13 +91,9 @@ def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Cal
     gallery, queries, boxes = [], [], []
     for flip in FLIPS:
         gallery.append(image_features(np.stack([flip.image(s.image) for s in photos])).numpy())
-        vectors = []
-        for start in range(0, len(asked), 64):
-            some = slice(start, start + 64)
-            features = image_features(np.stack([flip.image(picture) for picture in pictures[some]]))
-            places = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in asked[some]])
-            vectors.append(region_vectors(features, torch.from_numpy(places)).half())
-        queries.append(torch.cat(vectors).numpy())
+        places = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in asked])
+        moved = [flip.image(picture) for picture in pictures]
+        queries.append(picture_regions(image_features, moved, places).numpy())
         here = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in photos])
         boxes.append(np.repeat(to_cxcywh(here, IMAGE_SIZE, IMAGE_SIZE), views, 0))
     buffer = io.BytesIO()
