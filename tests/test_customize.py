@@ -222,8 +222,14 @@ def test_a_file_keeps_numbers_to_half_a_per_cent_of_their_block(tmp_path):
     assert torch.allclose(load_delta(tmp_path / "d.safetensors").vector, near, rtol=1e-6, atol=0)
 
 
-def test_what_is_kept_outside_the_mask_stays_nearer_to_the_base_model(pipe):
-    """With the pull, the pixels that the mask leaves out change less; inside, the concept is still learned."""
+def test_the_pull_acts_outside_the_mask_alone(pipe):
+    everywhere = Concept("<v1>", "cat", np.ones((32, 32), bool))
+    free, pulled = (customize(pipe, exemplar_image(), [everywhere], CustomizeConfig(**{**CONFIG.__dict__, "keep": k}), seed=0)
+                    for k in (0.0, 100.0))
+    assert torch.equal(free.vector, pulled.vector), "where the mask is whole there is nothing to keep"
+
+
+def test_a_strong_pull_keeps_the_model_near_its_base(pipe):
     def change(keep):
         recipe = CustomizeConfig(**{**CONFIG.__dict__, "weight_steps": 12, "keep": keep, "attention_weight": 0.0})
         delta = customize(pipe, exemplar_image(), [concept()], recipe, seed=0)

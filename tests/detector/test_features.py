@@ -48,5 +48,5 @@ def test_cache_runs_each_picture_once_and_survives_on_disk(tmp_path, toy, monkey
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="expected uint8 images"):
         f.image_features(np.zeros((1, 32, 32, 3), np.uint8))
-    with pytest.raises(ValueError, match="expected xyxy boxes"):
+    with pytest.raises(ValueError, match=r"expected xyxy boxes \(2, 4\) or \(2, N, 4\), found \(1, 4\)"):
         f.region_vectors(torch.zeros(2, f.PACKED), torch.zeros(1, 4))
