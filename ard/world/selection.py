@@ -80,7 +80,7 @@ SELECTION: dict[str, dict[str, tuple[str, ...]]] = {
         "twemoji-parrot": ("twemoji:parrot",), "fluent-parrot": _fluent("parrot"), "noto-penguin": _noto("penguin"),
         "twemoji-penguin": ("twemoji:penguin",), "fluent-penguin": _fluent("penguin"), "fxemoji-penguin": ("fxemoji:penguin",),
         "emojione-penguin": ("emojione:penguin",), "noto-swan": ("noto:swan",), "fluent-goose": _fluent("goose"),
-        "twemoji-goose": ("twemoji:goose",), "noto-black": ("noto:black-bird",), "twemoji-black": ("twemoji:black-bird",),
+        "twemoji-goose": ("twemoji:goose",), "noto-black": ("noto:black-bird",),
         "oc-yellow": ("oc:animals/birds/bird_of_peace_mauro_oliv_01.png",), "oc-gull": ("oc:animals/birds/gull_marcelo_staudt_01.png",),
         "oc-puffin": ("oc:animals/birds/puffin-md.png",),
         "streamline-head": ("streamline-emojis:bird-1",), "streamline-bird": ("streamline-emojis:bird-2",),

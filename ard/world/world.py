@@ -76,6 +76,10 @@ class World:
     def individual(self, class_name: str, split: str, rng: np.random.Generator) -> Individual:
         """A random individual of a class, from the drawings of a split."""
         drawings = self.drawings_of(class_name, split)
+        if split == "base":  # a group first: one that joins many drawings would crowd out the others
+            groups = sorted({d.group for d in drawings})
+            group = groups[rng.integers(len(groups))]
+            drawings = tuple(d for d in drawings if d.group == group)
         drawing = drawings[rng.integers(len(drawings))]
         # in the base population most are as drawn, as in any; exemplars are chosen to be told apart
         plain = 0.6 if split == "base" else 0.3
