@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ard.detector.features import PACKED, REGION, VERSION, image_features, region_vectors
 from ard.files import atomic_write_bytes
+from ard.generator.redraw import Blemish
 from ard.world import World
 
 CHUNK = 250  # scenes written at once: about 25 MB
@@ -37,9 +38,12 @@ class ScenePool:
 
 
 def build_pool(
-    world: World, scenes: int, seed: int, folder: str | Path | None = None, split: str = "base"
+    world: World, scenes: int, seed: int, folder: str | Path | None = None, split: str = "base", blemish: Blemish | None = None
 ) -> ScenePool:
-    """Render and encode `scenes` scenes in chunks, each kept in `folder` when given, so that a killed run goes on."""
+    """Render and encode `scenes` scenes in chunks, each kept in `folder` when given, so that a killed run goes on.
+
+    blemish: gives every fourth scene the flaws of a generated picture: in those, too, a detector must find its way.
+    """
     parts = []
     for start in tqdm(range(0, scenes, CHUNK), desc=f"scene pool ({split})", mininterval=2):
         n = min(CHUNK, scenes - start)
@@ -47,7 +51,7 @@ def build_pool(
         data = (
             path.read_bytes()
             if path and path.is_file()
-            else _chunk(world, n, np.random.default_rng([seed, start]), split)
+            else _chunk(world, n, [seed, start], split, blemish)
         )
         if path and not path.is_file():
             atomic_write_bytes(path, data)
@@ -62,9 +66,13 @@ def build_pool(
     )
 
 
-def _chunk(world: World, n: int, rng: np.random.Generator, split: str) -> bytes:
+def _chunk(world: World, n: int, seed: list[int], split: str, blemish: Blemish | None) -> bytes:
+    rng = np.random.default_rng(seed)
     scenes = [world.scene(rng, split=split) for _ in range(n)]
-    features = image_features(np.stack([s.image for s in scenes]))
+    pictures = np.stack([s.image for s in scenes])
+    if blemish is not None:
+        pictures[::4] = blemish(scenes[::4], sum(seed))
+    features = image_features(pictures)
     objects = [(i, o) for i, s in enumerate(scenes) for o in s.objects]
     where = np.array([i for i, _ in objects])
     boxes = np.array([o.box for _, o in objects], dtype=np.float32)

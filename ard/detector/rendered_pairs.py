@@ -7,7 +7,6 @@ the dataset itself.
 
 import io
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from ard.detector.features import IMAGE_SIZE, VERSION, image_features
 from ard.detector.phases import FLIPS, PhaseData, picture_regions
 from ard.files import atomic_write_bytes
+from ard.generator.redraw import Blemish
 from ard.geometry import to_cxcywh
 from ard.world import Scene, World
 
@@ -28,12 +28,12 @@ def rendered_pairs(
     views: int = 2,
     seed: int = 0,
     folder: str | Path | None = None,
-    blemish: Callable[[np.ndarray], np.ndarray] | None = None,
+    blemish: Blemish | None = None,
 ) -> PhaseData:
     """PhaseData of `individuals` different base individuals, each in one photo X and in `views` queries of any place and
     medium.
 
-    blemish: gives pictures (n, H, W, 3) uint8 the blemishes of generated ones; every second query goes through it.
+    blemish: gives scenes the blemishes of generated pictures; every second query goes through it.
     Chunks are kept in `folder` when given, so that a killed run goes on; equal arguments give equal pairs.
     """
     people = _different_individuals(world, individuals, np.random.default_rng([seed, 7]))
@@ -81,13 +81,13 @@ def _different_individuals(world: World, count: int, rng: np.random.Generator) -
     raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
 
 
-def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Callable | None) -> bytes:
+def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Blemish | None) -> bytes:
     rng = np.random.default_rng(seed)
     photos: list[Scene] = [world.scene(rng, [person], medium="photo") for person in people]
     asked: list[Scene] = [world.scene(rng, [person], fillers=0) for person in people for _ in range(views)]
     pictures = np.stack([s.image for s in asked])
     if blemish is not None:
-        pictures[1::2] = blemish(pictures[1::2])
+        pictures[1::2] = blemish(asked[1::2], sum(seed))
     gallery, queries, boxes = [], [], []
     for flip in FLIPS:
         gallery.append(image_features(np.stack([flip.image(s.image) for s in photos])).numpy())

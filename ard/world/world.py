@@ -73,8 +73,11 @@ class World:
             raise KeyError(f"no drawings for class {class_name!r} in split {split!r}; splits are {', '.join(SPLITS)}")
         return self._by_split[class_name, split]
 
-    def individual(self, class_name: str, split: str, rng: np.random.Generator) -> Individual:
-        """A random individual of a class, from the drawings of a split."""
+    def individual(self, class_name: str, split: str, rng: np.random.Generator, plain: float | None = None) -> Individual:
+        """A random individual of a class, from the drawings of a split.
+
+        plain: how often palette, marking and warp are left as drawn; .6 for base, .3 for exemplars when not given.
+        """
         drawings = self.drawings_of(class_name, split)
         if split == "base":  # a group first: one that joins many drawings would crowd out the others
             groups = sorted({d.group for d in drawings})
@@ -82,7 +85,7 @@ class World:
             drawings = tuple(d for d in drawings if d.group == group)
         drawing = drawings[rng.integers(len(drawings))]
         # in the base population most are as drawn, as in any; exemplars are chosen to be told apart
-        plain = 0.6 if split == "base" else 0.3
+        plain = (0.6 if split == "base" else 0.3) if plain is None else plain
         palette, marking, warp = (
             usual if rng.random() < plain else str(rng.choice(list(kinds)))
             for usual, kinds in (("natural", PALETTES), ("plain", MARKINGS), ("none", WARPS))

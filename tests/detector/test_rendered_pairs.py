@@ -71,7 +71,10 @@ def _one(world):
 
 
 def test_every_second_query_is_blemished_and_nothing_else(world, pairs):
-    blemished = rendered_pairs(world, 12, views=2, seed=0, blemish=lambda pictures: 255 - pictures)
+    def inverted(scenes, seed):
+        return np.stack([255 - scene.image for scene in scenes])
+
+    blemished = rendered_pairs(world, 12, views=2, seed=0, blemish=inverted)
     assert torch.equal(blemished.gallery, pairs.gallery) and np.array_equal(blemished.boxes, pairs.boxes)
     assert torch.equal(blemished.queries[:, ::2], pairs.queries[:, ::2])
     assert not any(torch.equal(a, b) for a, b in zip(blemished.queries[0, 1::2], pairs.queries[0, 1::2]))
