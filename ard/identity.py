@@ -6,7 +6,7 @@ Trained contrastively on pairs of renderings of base individuals; it judges gene
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from ard.checkpoints import Checkpoint, warm_cosine
 from ard.files import atomic_write_bytes, atomic_write_json, read_json
+from ard.generator import Blemish
 
-Blemish = Callable[[np.ndarray, int], np.ndarray]  # (n, H, W, 3) uint8 and a seed -> the same scenes, as if generated
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: s
                blemish: Blemish | None = None) -> tuple[Tensor, Tensor, list[str]]:
     """Crops of a photo and of any other rendering of the same individuals, each in its own scene; and their ids.
 
-    blemish: gives the other renderings the blemishes of generated pictures; every second one goes through it.
+    blemish: gives scenes the flaws of generated pictures; every second of the other renderings goes through it.
     """
-    views, keys = ([], []), []
+    views, scenes, keys = ([], []), [], []
     for name in rng.choice(world.classes, config.classes, replace=False):
         for _ in range(config.individuals):
             individual = world.individual(str(name), split, rng)
@@ -117,9 +117,10 @@ def draw_pairs(world, rng: np.random.Generator, config: IdentityConfig, split: s
                 box = np.array(scene.objects[0].box)
                 side = np.tile(box[2:] - box[:2], 2)
                 view.append((_soften(scene.image, rng), box + rng.normal(size=4) * side * config.jitter))
+            scenes.append(scene)
     (photos, photo_boxes), (others, other_boxes) = (tuple(map(np.stack, zip(*view))) for view in views)
     if blemish is not None:
-        others[1::2] = blemish(others[1::2], int(rng.integers(2**31)))
+        others[1::2] = blemish(scenes[1::2], int(rng.integers(2**31)))
     first, second = square_crops(photos, photo_boxes, config), square_crops(others, other_boxes, config)
     mirror = torch.from_numpy(rng.random(len(keys)) < 0.5)[:, None, None, None]
     return first, torch.where(mirror, second.flip(-1), second), keys

@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
 from ard.files import atomic_write_bytes
+from ard.generator import Blemish
 
 ASPECTS = ("class", "context", "medium")
 CHUNK = 500  # scenes rendered, encoded and written at once
@@ -99,18 +100,12 @@ def fit_probe(features: np.ndarray, labels: Sequence[str], strength: float = 0.0
     return LinearProbe(names, *(v.astype(np.float32) for v in (mean, scale, weight, bias)))
 
 
-def world_examples(world, count: int, seed: int | list[int], split: str = "base") -> tuple[np.ndarray, dict[str, list[str]]]:
-    """`count` one-object scenes (n, H, W, 3) uint8 of the mini world and their labels by aspect."""
+def world_scenes(world, count: int, seed: int | list[int], split: str = "base") -> tuple[list, dict[str, list[str]]]:
+    """`count` one-object scenes of the mini world, classes in turn, and their labels by aspect."""
     rng = np.random.default_rng(seed)
-    labels: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
-    images = []
-    while len(images) < count:
-        name = world.classes[len(images) % len(world.classes)]
-        scene = world.scene(rng, individuals=[world.individual(name, split, rng)])
-        images.append(scene.image)
-        for aspect, value in zip(ASPECTS, (name, scene.context, scene.medium)):
-            labels[aspect].append(value)
-    return np.stack(images), labels
+    names = [world.classes[k % len(world.classes)] for k in range(count)]
+    scenes = [world.scene(rng, individuals=[world.individual(name, split, rng)]) for name in names]
+    return scenes, {"class": names, "context": [s.context for s in scenes], "medium": [s.medium for s in scenes]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +143,11 @@ class Probes:
 
 
 def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, features: Features = image_features,
-               blemish: Callable[[np.ndarray, int], np.ndarray] | None = None, folder: str | Path | None = None
+               blemish: Blemish | None = None, folder: str | Path | None = None
                ) -> tuple[Probes, dict[str, dict[str, float]]]:
     """Fit on base scenes; also returns accuracy by aspect on held-out 'base' scenes and on unseen drawings ('test').
 
-    blemish: (scenes, seed) with the flaws of generated pictures; every other scene that is fitted on goes through it.
+    blemish: gives scenes the flaws of generated pictures; every other scene that is fitted on goes through it.
     folder: keeps the features of finished chunks, so that a killed run goes on.
     """
     parts = []
@@ -165,18 +160,22 @@ def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, fe
         parts.append(np.load(io.BytesIO(data), allow_pickle=False))
     x = np.concatenate([part["features"] for part in parts])
     probes = Probes({a: fit_probe(x, np.concatenate([part[a] for part in parts])) for a in ASPECTS}, features)
-    checks = {split: probes.accuracy(*world_examples(world, held_out, seed + 1 + n, split))
-              for n, split in enumerate(("base", "test"))}
+    checks = {}
+    for n, split in enumerate(("base", "test")):
+        scenes, labels = world_scenes(world, held_out, seed + 1 + n, split)
+        checks[split] = probes.accuracy(np.stack([s.image for s in scenes]), labels)
     return probes, checks
 
 
-def _chunk(world, count: int, seed: list[int], features: Features, blemish: Callable | None) -> bytes:
+def _chunk(world, count: int, seed: list[int], features: Features, blemish: Blemish | None) -> bytes:
     """Features and labels of `count` scenes as an npz file."""
-    images, labels = world_examples(world, count, seed)
+    scenes, labels = world_scenes(world, count, seed)
+    images = np.stack([s.image for s in scenes])
     if blemish is not None:
         # examples take turns by class, so every second *round* of classes keeps classes balanced
-        chosen = np.arange(count) // len(world.classes) % 2 == 1
-        images[chosen] = blemish(images[chosen], sum(seed))
+        chosen = np.flatnonzero(np.arange(count) // len(world.classes) % 2 == 1)
+        if len(chosen):
+            images[chosen] = blemish([scenes[k] for k in chosen], sum(seed))
     buffer = io.BytesIO()
     np.savez(buffer, features=features(images), **{aspect: np.array(labels[aspect]) for aspect in ASPECTS})
     return buffer.getvalue()

@@ -4,7 +4,7 @@ import torch
 
 from ard.identity import (IdentityConfig, IdentityEncoder, contrastive_loss, draw_pairs, nearest_individual,
                           rendered_trials, square_crops, train_identity)
-from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_examples
+from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_scenes
 from ard.world import World
 
 TINY = IdentityConfig(crop=16, width=8, dim=8, steps=4, classes=2, individuals=2, warmup=1, checkpoint_every=2)
@@ -33,7 +33,8 @@ def test_probes_of_the_world_save_and_load(world, tmp_path):
     probes, checks = fit_probes(world, 200, 60, features=colour_statistics)
     assert set(checks) == {"base", "test"} and checks["base"]["context"] > 0.6
     probes.save(tmp_path / "p.safetensors")
-    images, labels = world_examples(world, 20, 9)
+    scenes, labels = world_scenes(world, 20, 9)
+    images = np.stack([s.image for s in scenes])
     again = Probes.load(tmp_path / "p.safetensors", colour_statistics)
     assert again.accuracy(images, labels) == probes.accuracy(images, labels)
     with pytest.raises(FileNotFoundError, match="probes missing"):
@@ -44,7 +45,7 @@ def test_probes_go_on_where_they_were_killed(world, tmp_path, monkeypatch):
     import ard.probes as module
 
     monkeypatch.setattr(module, "CHUNK", 50)
-    def flawed(scenes, seed): return 255 - scenes
+    def flawed(scenes, seed): return 255 - np.stack([s.image for s in scenes])
     whole, _ = fit_probes(world, 120, 20, features=colour_statistics, blemish=flawed)
     seen = []
 
@@ -65,7 +66,7 @@ def test_judges_learn_from_flawed_pictures_too(world):
     flawed = []
     def blemish(scenes, seed):
         flawed.append(len(scenes))
-        return 255 - scenes
+        return 255 - np.stack([s.image for s in scenes])
     rng = [np.random.default_rng(3) for _ in range(2)]
     (photo, clean, keys), (same, other, again) = (draw_pairs(world, r, TINY, blemish=b) for r, b in zip(rng, (None, blemish)))
     assert flawed == [len(keys) // 2] and keys == again and torch.equal(photo, same)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ard.detector.features import PACKED, REGION, VERSION, image_features, region_vectors
 from ard.files import atomic_write_bytes
-from ard.generator.redraw import Blemish
+from ard.generator import Blemish
 from ard.world import World
 
 CHUNK = 250  # scenes written at once: about 25 MB

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ard.detector.features import IMAGE_SIZE, VERSION, image_features
 from ard.detector.phases import FLIPS, PhaseData, picture_regions
 from ard.files import atomic_write_bytes
-from ard.generator.redraw import Blemish
+from ard.generator import Blemish
 from ard.geometry import to_cxcywh
 from ard.world import Scene, World
 

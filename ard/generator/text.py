@@ -85,4 +85,10 @@ def build_tokenizer(folder: str | Path, kinds: Sequence[str] = ()) -> CLIPTokeni
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return load_tokenizer(folder)
+
+
+def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
+    """The vocabulary that `build_tokenizer` wrote."""
+    folder = Path(folder)
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=MAX_LENGTH)

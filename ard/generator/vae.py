@@ -94,19 +94,3 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB per image; both (B, 3, H, W) in [-1, 1]."""
     error = (images.clamp(-1, 1) - reconstructions.clamp(-1, 1)).pow(2).flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp_min(1e-10))
-
-
-@torch.no_grad()
-def blemished(vae: PatchAutoencoder, images: np.ndarray, most: float = 0.5, seed: int = 0, batch: int = 256) -> np.ndarray:
-    """Images (n, H, W, 3) uint8 through the autoencoder, with noise of a spread drawn from 0 to `most` on each latent.
-
-    The blemishes of a generated picture on a scene whose truth is known.
-    """
-    generator, out = torch.Generator().manual_seed(seed), []
-    for start in range(0, len(images), batch):
-        x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = vae.encode(x).latent_dist.mode()
-        spread = most * torch.rand(len(x), 1, 1, 1, generator=generator)
-        decoded = vae.decode(latents + spread * torch.randn(latents.shape, generator=generator)).sample.clamp(-1, 1)
-        out.append(((decoded + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(out) if out else images
