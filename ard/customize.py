@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ard.adapters import layout, layout_hash, learned_rows, learned_weights
-from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
+from ard.attention import attention_loss, masked_loss, plain_attention, resize_mask, stored_attention
 from ard.deltas import Delta, installed_tokens, rounded
 from ard.files import sha256_bytes
 from ard.templates import fill, with_article
@@ -188,7 +188,9 @@ class _Task:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=self.config.weight_decay, eps=1e-8)
         history = []
         wanted = self.config.attention_weight > 0
-        with stored_attention(self.pipe.unet, self.config.attention_resolution) if wanted else nullcontext() as maps:
+        with ExitStack() as stack:
+            stack.enter_context(plain_attention(self.pipe.unet))
+            maps = stack.enter_context(stored_attention(self.pipe.unet, self.config.attention_resolution)) if wanted else None
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = lr * (1 - (1 - self.config.lr_end) * step / steps)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
