@@ -6,12 +6,15 @@ Between `ard.customize`, which learns one, and notebook 03.
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from itertools import groupby
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -103,8 +106,15 @@ def _closing(pool: ProcessPoolExecutor, results: Iterable) -> Iterable:
 
 
 def _start_worker(folder: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # one process a core is twice as fast as one process on two
     _worker["pipe"] = load_pipeline(folder)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot shut its pool down; without this its workers would learn on, for nobody."""
+    wait([parent_process().sentinel])
+    os._exit(1)
 
 
 def _learn_in_worker(learn, batch: list[Job]) -> list[str]:

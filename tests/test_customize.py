@@ -1,4 +1,9 @@
 import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -411,6 +416,38 @@ def test_two_workers_end_in_the_same_bytes_as_one(tmp_path):
     assert one == two and contents(tmp_path / "one") == contents(tmp_path / "two") and len(one[1]) == 1
     with pytest.raises(ValueError, match="folder of the generator"):
         customize_all(pipe, rows, tmp_path, tmp_path / "out", CONFIG, Ledger(tmp_path / "l.jsonl"), workers=2)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text("""
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from threading import Thread
+from ard import customize_all
+
+def start():
+    Thread(target=customize_all._end_with_parent, daemon=True).start()
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), start)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+""")
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{worker}/stat").exists() and " Z " in Path(f"/proc/{worker}/stat").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"worker {worker} outlived its parent")
 
 
 def test_loop_lists_bad_items_and_refuses_other_settings(pipe, tmp_path):
