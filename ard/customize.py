@@ -56,8 +56,8 @@ class CustomizeConfig:
     attention_resolution: int = 0  # positions a side; 0 is the largest there is, published 16
     prior_weight: float = 0.0  # published 1
     keep: float = 0.0  # weight of staying with the base model outside the mask; published 0
-    flip: float = 0.5
-    shift: float = 0.0  # farthest the exemplar is moved in its frame, a share of the side; published 0
+    flip: float = 0.0  # share of steps that show the exemplar mirrored; a small model then draws it with two faces
+    frame: float = 0.0  # share of the picture that the individual's box is brought to, in the middle; published 0, as it is
     weight_decay: float = 1e-2
     clip: float = 1.0
     bf16: bool = False
@@ -149,7 +149,7 @@ def class_rows(pipe, class_names: Sequence[str]) -> Tensor:
 class _Draw:
     """One step of one lesson: what is shown of it and under which noise, B samples."""
 
-    view: Tensor  # (B,) index of the shifted or mirrored view
+    view: Tensor  # (B,) 1 where the mirrored view is shown
     present: Tensor  # (B, n) bool, the concepts of the prompt
     which: list[int]  # (B,) index of the prompt's form
     times: Tensor  # (B,)
@@ -164,13 +164,12 @@ class _Task:
         self.device = pipe.unet.device
         self.concepts = len(lessons[0].concepts)
         latents, masks = [], []
-        for lesson, generator in zip(lessons, generators):
-            views, moved = shifted_views(lesson.image, np.stack([c.mask for c in lesson.concepts]), config.shift, generator)
-            latents.append(encode(pipe, np.concatenate([views, views[:, :, ::-1]])))  # as they are, mirrored
-            moved = torch.from_numpy(moved).float().to(self.device)
-            masks.append(torch.cat([moved, moved.flip(-1)]))  # (2 V, n, H, W)
+        for lesson in lessons:
+            image, mask = framed(lesson.image, np.stack([c.mask for c in lesson.concepts]), config.frame)
+            latents.append(encode(pipe, np.stack([image, image[:, ::-1]])))  # as it is, mirrored
+            mask = torch.from_numpy(mask).float().to(self.device)
+            masks.append(torch.stack([mask, mask.flip(-1)]))  # (2, n, H, W)
         self.latents, self.masks = latents, masks
-        self.views = len(masks[0]) // 2
         self.cache: dict[str, Tensor] = {}  # tokenised prompts
         # the base model as it was: a small change of weights is shared by all places, so it must be told where to stop
         self.base = copy.deepcopy(pipe.unet) if config.keep else None
@@ -235,9 +234,8 @@ class _Task:
     def _draw(self, lesson: int) -> _Draw:
         config, batch, generator = self.config, self.config.batch, self.generators[lesson]
         present = sample_union(self.concepts, batch, generator)
-        mirrored = (torch.rand(batch, generator=generator) < config.flip).long()
+        view = (torch.rand(batch, generator=generator) < config.flip).long()
         which = torch.randint(len(config.prompts), (batch,), generator=generator).tolist()
-        view = mirrored * self.views + torch.randint(self.views, (batch,), generator=generator)
         return _Draw(view.to(self.device), present, which, *self._noise(batch, generator))
 
     def _noise(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -319,30 +317,28 @@ def sample_union(concepts: int, batch: int, generator: torch.Generator) -> Tenso
     return (codes[:, None] >> torch.arange(concepts)) % 2 == 1
 
 
-def shifted_views(image: np.ndarray, masks: np.ndarray, shift: float, generator: torch.Generator,
-                  views: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """The exemplar moved about in its frame: images (V, H, W, 3) and masks (V, n, H, W); without a shift, V is 1.
+def framed(image: np.ndarray, masks: np.ndarray, share: float, longest: float = 0.85) -> tuple[np.ndarray, np.ndarray]:
+    """The exemplar with its concepts' common box in the middle and enlarged to `share` of the picture, as one crops to the
+    subject: image (H, W, 3) uint8, masks (n, H, W) bool. No side of the box exceeds `longest` of the picture's. Share 0
+    leaves it as it is.
 
-    An autoencoder's cells lie on a grid, so one place shows only one way to cut the individual into cells. No mask
-    leaves the frame; what comes in at the edges repeats them, and the masked loss does not look there.
+    A small generator learns an outline at one place and size, not at many; and a box that is the same for all tells
+    nothing of where the exemplar had its own. What comes in at the edges repeats them: the masked loss does not look there.
     """
-    if shift <= 0:
-        return image[None], masks[None]
+    if share <= 0:
+        return image, masks
     height, width = image.shape[:2]
     ys, xs = np.nonzero(masks.any(0))
-    room = [(ys.min(), height - 1 - ys.max()), (xs.min(), width - 1 - xs.max())]
-    most = [int(shift * height), int(shift * width)]
-    moves = [(0, 0)]
-    for u in torch.rand(views - 1, 2, generator=generator).tolist():
-        moves.append(tuple(round(-min(far, low) + x * (min(far, low) + min(far, high)))
-                           for x, far, (low, high) in zip(u, most, room)))
-    rows = [np.clip(np.arange(height) - dy, 0, height - 1) for dy, _ in moves]
-    columns = [np.clip(np.arange(width) - dx, 0, width - 1) for _, dx in moves]
-    images = np.stack([image[np.ix_(r, c)] for r, c in zip(rows, columns)])
-    moved = np.zeros((len(moves), *masks.shape), masks.dtype)
-    for k, (dy, dx) in enumerate(moves):
-        moved[k][:, ys + dy, xs + dx] = masks[:, ys, xs]
-    return images, moved
+    low, high = np.array([xs.min(), ys.min()]), np.array([xs.max(), ys.max()]) + 1
+    side, frame = high - low, np.array([width, height])
+    scale = min(np.sqrt(share * frame.prod() / side.prod()), (longest * frame / side).min())
+    # where the centre of each new pixel was in the old picture, in the units of grid_sample
+    columns, rows = [((np.arange(n) + 0.5 - n / 2) / scale + c) / n * 2 - 1 for n, c in zip(frame, (low + high) / 2)]
+    grid = torch.from_numpy(np.stack(np.meshgrid(columns, rows), -1)).float()[None]
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    moved = F.grid_sample(pixels, grid, "bicubic", "border", align_corners=False)[0].permute(1, 2, 0)
+    covered = F.grid_sample(torch.from_numpy(masks).float()[None], grid, "bilinear", "zeros", align_corners=False)[0]
+    return moved.round().clamp(0, 255).byte().numpy(), (covered > 0.5).numpy()
 
 
 @torch.no_grad()

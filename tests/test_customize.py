@@ -15,7 +15,7 @@ from ard import customize_all as module
 from ard.adapters import layout, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
 from ard.customize import (
-    MODULES, Concept, CustomizeConfig, Lesson, clip_each, customize, customize_together, sample_union, shifted_views,
+    MODULES, Concept, CustomizeConfig, Lesson, clip_each, customize, customize_together, sample_union, framed,
 )
 from ard.customize_all import batches, customize_all, groups
 from ard.deltas import BLOCK, Delta, DeltaError, apply_delta, load_delta, remove_delta, rounded, save_delta
@@ -214,7 +214,7 @@ def test_each_lesson_of_a_batch_has_weights_of_its_own(pipe):
 
 
 def test_lessons_learned_together_are_those_learned_alone(pipe):
-    config = CustomizeConfig(**{**CONFIG.__dict__, "modules": MODULES["attn+conv"], "rank": 2, "keep": 0.5, "shift": 0.2,
+    config = CustomizeConfig(**{**CONFIG.__dict__, "modules": MODULES["attn+conv"], "rank": 2, "keep": 0.5, "frame": 0.4, "flip": 0.5,
                                 "prompts": ("A photo of {}.", "A picture of {}."), "clip": 0.05})
     lessons = [Lesson(exemplar_image(k), [concept(name=name)], seed=k) for k, name in enumerate(("cat", "dog", "cat"))]
     before = digest(pipe)
@@ -471,17 +471,28 @@ def test_groups_share_an_image_only_when_asked(tmp_path):
     assert [len(g) for g in groups(same, False)] == [1, 1] and [len(g) for g in groups(same, True)] == [2]
 
 
-def test_shifted_views_move_mask_and_image_together_and_never_leave_the_frame():
+def test_a_framed_exemplar_stands_in_the_middle_at_its_share_with_its_mask():
     rng = np.random.default_rng(0)
-    image = rng.integers(1, 256, (32, 32, 3), dtype=np.uint8)
-    mask = np.zeros((2, 32, 32), bool)
-    mask[0, 4:14, 20:31], mask[1, 6:9, 3:9] = True, True
-    images, masks = shifted_views(image, mask, 0.25, torch.Generator().manual_seed(0), views=20)
-    assert images.shape == (20, 32, 32, 3) and masks.shape == (20, 2, 32, 32)
-    assert np.array_equal(images[0], image) and np.array_equal(masks[0], mask)
-    assert len({m.tobytes() for m in masks}) > 10
-    for view, moved in zip(images, masks):
-        for own, before in zip(moved, mask):
-            assert np.array_equal(view[own], image[before]), "the same pixels, in the same order, lie under the mask"
-    one, same = shifted_views(image, mask, 0.0, torch.Generator().manual_seed(0))
-    assert one.shape == (1, 32, 32, 3) and np.array_equal(same[0], mask)
+    image, mask = np.full((64, 64, 3), 30, np.uint8), np.zeros((2, 64, 64), bool)
+    mask[0, 8:28, 40:60], mask[1, 28:33, 40:50] = True, True  # the common box is 20 wide, 25 high, off the middle
+    image[mask[0]], image[mask[1]] = (220, 40, 40), (40, 40, 220)
+    moved, masks = framed(image, mask, 0.25)
+    ys, xs = np.nonzero(masks.any(0))
+    box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    assert abs((box[2] - box[0]) * (box[3] - box[1]) / 64 ** 2 - 0.25) < 0.02
+    assert np.allclose((box[:2] + box[2:]) / 2, 32, atol=0.6)
+    for k, colour in enumerate(((220, 40, 40), (40, 40, 220))):
+        inner = masks[k] & ~masks[1 - k]
+        assert np.median(np.abs(moved[inner].astype(int) - colour).max(1)) <= 10, "the pixels went where the mask went"
+    assert np.abs(moved[~masks.any(0)].astype(int) - 30).mean() < 12
+    noise = rng.integers(0, 256, image.shape, dtype=np.uint8)
+    as_is, same = framed(noise, mask, 0.0)
+    assert np.array_equal(as_is, noise) and np.array_equal(same, mask)
+
+
+def test_a_long_exemplar_still_fits_the_frame():
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((1, 64, 64), bool)
+    mask[0, 30:34, 2:62] = True
+    ys, xs = np.nonzero(framed(image, mask, 0.39)[1][0])
+    assert abs(np.ptp(xs) + 1 - 0.85 * 64) <= 2 and np.ptp(ys) + 1 <= 5
+

@@ -59,13 +59,6 @@ def quiet(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
     return pipe
 
 
-def forget_names(pipe: StableDiffusionPipeline, tokenizer: CLIPTokenizer) -> None:
-    """Drop the words that were added after `tokenizer`'s own, in place: names of base individuals, of use in training
-    only."""
-    pipe.text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    pipe.tokenizer = tokenizer
-
-
 def load_pipeline(path: str | Path, dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """Load a generator from a folder or hub name. Raises FileNotFoundError when a local folder is incomplete."""
     if Path(path).is_dir() and not (Path(path) / "model_index.json").exists():

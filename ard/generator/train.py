@@ -16,13 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ard.generator.build import assemble, build_scheduler, build_text_encoder, build_unet
-from ard.generator.text import MAX_LENGTH, build_tokenizer, caption, described, kind_word
+from ard.generator.text import MAX_LENGTH, build_tokenizer, caption
 from ard.generator.vae import PatchAutoencoder
-from ard.world import CLASSES, World
-from ard.world.individuals import Individual
-
-CAPTIONS = ("class", "described", "named")  # how much a caption tells of an individual
-ROSTER_SHARE = 0.5  # share of the objects in the pool that have a name
+from ard.world import World
 
 
 @dataclass(frozen=True)
@@ -40,55 +36,24 @@ class GeneratorConfig:
     learning_rate: float
     ema_decay: float
     prompt_dropout: float
-    named_individuals: int
-    caption_mix: tuple[float, float, float]
     log_snr: tuple[float, float]
     object_weight: float
     compile: bool
     seed: int
 
 
-def roster(world: World, count: int, seed: int) -> dict[str, Individual]:
-    """`count` different base individuals, classes in turn, by the names `<0>`, `<1>`, ... that captions give them.
-
-    Raises ValueError when the base drawings do not give so many.
-    """
-    rng, chosen = np.random.default_rng([seed, 1]), {}
-    for _ in range(200 * count):
-        if len(chosen) == count:
-            break
-        someone = world.individual(CLASSES[len(chosen) % len(CLASSES)], "base", rng, plain=0.3)
-        chosen.setdefault(someone.individual_id, someone)
-    else:
-        if count:
-            raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
-    return {f"<{n}>": someone for n, someone in enumerate(chosen.values())}
-
-
-def render_pool(world: World, n: int, seed: int, two_object_share: float,
-                named: dict[str, Individual]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
-    """`n` scenes of base individuals, half of them `named`: uint8 (n, 64, 64, 3), objects' share of each latent cell in
-    255ths, and for each scene a caption of every kind in CAPTIONS.
+def render_pool(world: World, n: int, seed: int, two_object_share: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """`n` captioned scenes of base individuals: uint8 (n, 64, 64, 3), objects' share of each latent cell in 255ths, captions.
 
     Scene i depends on (seed, i) only. No fillers: no caption names them, so learning them would be learning noise.
     """
-    kinds = {d.drawing: kind_word(d.group) for d in world.drawings}
-    names, known = {someone.individual_id: name for name, someone in named.items()}, list(named.values())
     images, cover, captions = [], [], []
     for i in tqdm(range(n), desc="render", mininterval=5):
         rng = np.random.default_rng((seed, i))
-        people = [known[rng.integers(len(known))] if known and rng.random() < ROSTER_SHARE
-                  else world.individual(str(rng.choice(CLASSES)), "base", rng)
-                  for _ in range(2 if rng.random() < two_object_share else 1)]
-        scene = world.scene(rng, individuals=people, fillers=0)
-        shown = [o.individual for o in scene.objects]
+        scene = world.scene(rng, n_objects=2 if rng.random() < two_object_share else 1, fillers=0)
         images.append(scene.image)
         cover.append(cell_cover(np.any([o.mask for o in scene.objects], 0)))
-        some, every = ([described(one, kinds[one.drawing], rng, keep) for one in shown] for keep in (0.7, 1.0))
-        called = [f"{names[one.individual_id]} {one.class_name}" if one.individual_id in names else words
-                  for one, words in zip(shown, every)]
-        nouns = ([one.class_name for one in shown], some, called)
-        captions.append([caption(each, scene.context, scene.medium) for each in nouns])
+        captions.append(caption([o.class_name for o in scene.objects], scene.context, scene.medium))
     return np.stack(images), np.stack(cover), captions
 
 
@@ -206,21 +171,17 @@ def save_checkpoint(trainer: GeneratorTrainer, path: Path) -> None:
 
 def train_generator(config: GeneratorConfig, world: World, work: str | Path, device: str = "cpu",
                     checkpoint_every: int = 500, stop_after_s: float = float("inf")):
-    """Train to `total_steps`, or until `stop_after_s`; run again to go on. Returns the averaged model's pipeline, which
-    knows the names of the `roster`: `forget_names` drops them before it is saved.
+    """Train to `total_steps`, or until `stop_after_s`; run again to go on. Returns the averaged model's pipeline.
 
     `work` holds the pool, the autoencoder, `checkpoint.pt` and `log.jsonl`; it is not versioned.
     """
     work = Path(work)
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(work / "tokenizer", sorted({kind_word(d.group) for d in world.drawings if "base" in d.splits}))
-    named = roster(world, config.named_individuals, config.seed)
-    tokenizer.add_tokens(list(named))
-    images, cover, captions = _pool(config, world, work, named)
+    tokenizer = build_tokenizer(work / "tokenizer")
+    images, cover, captions = _pool(config, world, work)
     vae = _autoencoder(config, images, work)
     latents = encode_pool(vae, images)
-    texts = [text for every in captions for text in every]
-    ids = tokenizer([*texts, ""], padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
+    ids = tokenizer([*captions, ""], padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
     trainer = GeneratorTrainer(config, tokenizer, device)
     checkpoint, start = work / "checkpoint.pt", time.time()
     if checkpoint.exists():
@@ -230,8 +191,7 @@ def train_generator(config: GeneratorConfig, world: World, work: str | Path, dev
     while trainer.step < config.total_steps and time.time() - start < stop_after_s:
         rng = np.random.default_rng((config.seed, trainer.step))
         pick = rng.integers(len(images), size=config.batch_size)
-        words = pick * len(CAPTIONS) + rng.choice(len(CAPTIONS), size=config.batch_size, p=config.caption_mix)
-        words = torch.from_numpy(np.where(rng.random(config.batch_size) < config.prompt_dropout, len(texts), words))
+        words = torch.from_numpy(np.where(rng.random(config.batch_size) < config.prompt_dropout, len(images), pick))
         mirrored = rng.integers(2, size=config.batch_size)
         batch = latents[torch.from_numpy(mirrored), torch.from_numpy(pick)].float()
         weights = torch.from_numpy(np.where(mirrored[:, None, None], cover[pick, :, ::-1], cover[pick]) / 255).float()
@@ -247,10 +207,10 @@ def train_generator(config: GeneratorConfig, world: World, work: str | Path, dev
     return trainer.pipeline(vae, tokenizer)
 
 
-def _pool(config: GeneratorConfig, world: World, work: Path, named) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
+def _pool(config: GeneratorConfig, world: World, work: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     words = work / "captions.json"
     if not words.exists():
-        images, cover, captions = render_pool(world, config.pool_scenes, config.seed, config.two_object_share, named)
+        images, cover, captions = render_pool(world, config.pool_scenes, config.seed, config.two_object_share)
         np.save(work / "pool.npy", images)
         np.save(work / "cover.npy", cover)
         words.write_text(json.dumps(captions))

@@ -8,21 +8,16 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ard.generator import load_pipeline, save_pipeline
-from ard.generator.build import build_scheduler, forget_names
+from ard.generator.build import build_scheduler
 from ard.generator.refine import RefineConfig, reconstruction_psnr, refine_decoder
-from ard.generator.text import (
-    CONTEXT_WORDS, LOOK_WORDS, MAX_LENGTH, MEDIUM_WORDS, build_tokenizer, caption, described, kind_word, load_tokenizer,
-)
-from ard.generator.train import (
-    GeneratorConfig, cell_cover, render_pool, roster, timestep_density, to_tensor, train_generator,
-)
+from ard.generator.text import CONTEXT_WORDS, MEDIUM_WORDS, build_tokenizer, caption
+from ard.generator.train import GeneratorConfig, cell_cover, timestep_density, to_tensor, train_generator
 from ard.generator.vae import PatchAutoencoder
 from ard.templates import COCO_TEMPLATES, context_medium, fill
 from ard.world import CLASSES, World
-from ard.world.individuals import Individual
 
 TINY = GeneratorConfig(latent_channels=8, unet_widths=(32, 32), text_width=32, text_layers=1, pool_scenes=12, two_object_share=0.3,
-                       batch_size=4, total_steps=4, learning_rate=1e-3, ema_decay=0.9, prompt_dropout=0.2, named_individuals=10, caption_mix=(0.3, 0.3, 0.4), log_snr=(-0.5, 2.0), object_weight=3.0,
+                       batch_size=4, total_steps=4, learning_rate=1e-3, ema_decay=0.9, prompt_dropout=0.2, log_snr=(-0.5, 2.0), object_weight=3.0,
                        compile=False, seed=0)
 
 
@@ -83,43 +78,6 @@ def test_captions_speak_the_words_of_table_4():
         context, medium = context_medium(number)
         assert caption(["elephant"], context, medium) == fill(template, "elephant")
     assert len(CONTEXT_WORDS) == 5 and len(MEDIUM_WORDS) == 6
-
-
-def test_looks_are_words_and_every_word_is_one_token(world, tmp_path):
-    kinds = sorted({kind_word(d.group) for d in world.drawings})
-    tokenizer = build_tokenizer(tmp_path, kinds)
-    someone = Individual("teddy bear", "teddy_bear-noto-teddy-bear", "noto", "rust", "half", "top-heavy")
-    assert described(someone, "noto", np.random.default_rng(0), keep=1.0) == "topheavy rust dipped noto teddy bear"
-    assert described(someone, "noto", np.random.default_rng(0), keep=0.0) == "teddy bear"
-    assert all(len(tokenizer(word).input_ids) == 3 for word in (*LOOK_WORDS.values(), *kinds))
-    longest = caption(["topheavy rust dipped noto teddy bear"] * 2, "mountain peak", "watercolor illustration")
-    assert len(tokenizer(longest).input_ids) <= MAX_LENGTH
-
-
-def test_a_name_means_one_base_individual_in_every_caption(world):
-    named = roster(world, 30, seed=0)
-    assert len({i.individual_id for i in named.values()}) == 30 and list(named) == [f"<{n}>" for n in range(30)]
-    base = {d.drawing for d in world.drawings if "base" in d.splits}
-    assert all(i.drawing in base for i in named.values())
-    _, _, captions = render_pool(world, 60, 0, 0.3, named)
-    said = [word for _, _, called in captions for word in called.split() if word in named]
-    assert len(said) > 20
-    for plain, _, called in captions:
-        words = called.split()
-        for name, noun in zip(words, words[1:]):
-            assert name not in named or noun == named[name].class_name.split()[0]
-        assert not any(word in named for word in plain.split())
-
-
-def test_forgotten_names_leave_every_other_word_as_it_was(world, tmp_path):
-    pipe = train_generator(TINY, world, tmp_path / "work")
-    def draw(words):
-        return pipe(words, height=64, width=64, num_inference_steps=2, output_type="np",
-                    generator=torch.Generator().manual_seed(0)).images
-    before, rows = draw("A photo of a moss cat standing in a forest."), len(pipe.tokenizer)
-    forget_names(pipe, load_tokenizer(tmp_path / "work" / "tokenizer"))
-    assert len(pipe.tokenizer) == rows - TINY.named_individuals == pipe.text_encoder.get_input_embeddings().num_embeddings
-    assert np.array_equal(draw("A photo of a moss cat standing in a forest."), before)
 
 
 def test_timesteps_are_drawn_around_the_wanted_noise_and_none_is_left_out():
