@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 
@@ -77,6 +78,19 @@ def stored_attention(unet, resolution: int = 0) -> Iterator[AttentionMaps]:
     unet.set_attn_processor(cross)
     try:
         yield maps
+    finally:
+        unet.set_attn_processor(before)
+
+
+@contextmanager
+def plain_attention(unet) -> Iterator[None]:
+    """Within the block a UNet on a CPU computes attention as plain products: fused attention is slow backwards there, a
+    step of customisation takes 1.4 times as long. Elsewhere nothing changes."""
+    before = unet.attn_processors
+    if unet.device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    try:
+        yield
     finally:
         unet.set_attn_processor(before)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ard.adapters import layout, layout_hash, learned_rows, learned_weights
-from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
+from ard.attention import attention_loss, masked_loss, plain_attention, resize_mask, stored_attention
 from ard.deltas import Delta, installed_tokens, rounded
 from ard.files import sha256_bytes
 from ard.templates import fill, with_article
@@ -56,8 +56,8 @@ class CustomizeConfig:
     attention_resolution: int = 0  # positions a side; 0 is the largest there is, published 16
     prior_weight: float = 0.0  # published 1
     keep: float = 0.0  # weight of staying with the base model outside the mask; published 0
-    flip: float = 0.5
-    shift: float = 0.0  # farthest the exemplar is moved in its frame, a share of the side; published 0
+    flip: float = 0.0  # share of steps that show the exemplar mirrored; a small model then draws it with two faces
+    frame: float = 0.0  # share of the picture that the individual's box is brought to, in the middle; published 0, as it is
     weight_decay: float = 1e-2
     clip: float = 1.0
     bf16: bool = False
@@ -76,6 +76,15 @@ class Concept:
         return f"{self.token} {self.class_name}"
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What is learned together in one delta: the concepts of one exemplar image (H, W, 3) uint8, and a seed."""
+
+    image: np.ndarray
+    concepts: Sequence[Concept]
+    seed: int
+
+
 def customize(pipe, image: np.ndarray, concepts: Sequence[Concept], config: CustomizeConfig, seed: int,
               prior: tuple[str, Tensor] | None = None) -> Delta:
     """Learn `concepts` from `image` (H, W, 3) uint8 and return the delta; the pipeline itself is left as it was.
@@ -84,33 +93,49 @@ def customize(pipe, image: np.ndarray, concepts: Sequence[Concept], config: Cust
     what the base model makes of it (prior preservation). Equal seeds give equal bytes. Raises ValueError on an unusable
     exemplar.
     """
-    _check(image, concepts, config, prior)
-    generator = torch.Generator().manual_seed(seed)
+    return customize_together(pipe, [Lesson(image, concepts, seed)], config, prior)[0]
+
+
+def customize_together(pipe, lessons: Sequence[Lesson], config: CustomizeConfig,
+                       prior: tuple[str, Tensor] | None = None) -> list[Delta]:
+    """`customize` for several lessons side by side: each has its own token, weights, noise and gradient, and all share the
+    passes through the frozen model, which is most of the time. Up to rounding, the deltas are those of lessons alone.
+
+    The lessons need equally many concepts with the same tokens, and a mode that leaves the frozen weights alone.
+    """
+    for lesson in lessons:
+        check_lesson(lesson, config, prior)
+    tokens = [c.token for c in lessons[0].concepts]
+    if any([c.token for c in lesson.concepts] != tokens for lesson in lessons) or (prior and len(lessons) > 1):
+        raise ValueError("lessons learned together need the same tokens, and no prior")
+    generators = [torch.Generator().manual_seed(lesson.seed) for lesson in lessons]
     models = [pipe.unet, pipe.text_encoder, pipe.vae]
     frozen = [(p, p.requires_grad) for m in models for p in m.parameters()]
     for parameter, _ in frozen:
         parameter.requires_grad_(False)
-    rows = nn.Parameter(class_rows(pipe, [c.class_name for c in concepts]))
+    rows = nn.Parameter(torch.stack([class_rows(pipe, [c.class_name for c in lesson.concepts]) for lesson in lessons]))
     parts = layout(pipe, config.mode, config.modules, config.rank)
     try:
         with ExitStack() as stack:
-            ids = stack.enter_context(installed_tokens(pipe, [c.token for c in concepts], rows.detach()))
+            ids = stack.enter_context(installed_tokens(pipe, tokens, rows[0].detach()))
             stack.enter_context(learned_rows(pipe.text_encoder, ids, rows))
-            task = _Task(pipe, image, concepts, ids, config, generator, prior)
+            task = _Task(pipe, lessons, ids, config, generators, prior)
             history = task.fit([rows], config.token_lr, config.token_steps)
-            weights, change = stack.enter_context(learned_weights(pipe, config.mode, parts, generator))
+            weights, change = stack.enter_context(learned_weights(pipe, config.mode, parts, generators))
             if weights:
                 history += task.fit([rows, *weights], config.weight_lr, config.weight_steps)
-            vector = change()
+            vectors = change()
     finally:
         for parameter, wanted in frozen:
             parameter.requires_grad_(wanted)
-    meta = {
-        "tokens": [c.token for c in concepts], "words": [c.class_name for c in concepts], "mode": config.mode,
-        "modules": config.modules, "rank": config.rank, "layout": layout_hash(parts), "seed": seed,
-        "loss": [round(float(np.mean(h)), 4) for h in np.array_split(history, 6)] if len(history) >= 6 else [],
-    }
-    return Delta(rows.detach().cpu().half(), rounded(vector), meta)
+    shared = {"tokens": tokens, "mode": config.mode, "modules": config.modules, "rank": config.rank, "layout": layout_hash(parts)}
+    sixths = [np.mean(h, 0) for h in np.array_split(history, 6)] if len(history) >= 6 else []
+    return [
+        Delta(rows[g].detach().cpu().half(), rounded(vectors[g]), {
+            **shared, "words": [c.class_name for c in lesson.concepts], "seed": lesson.seed,
+            "loss": [round(float(mean[g]), 4) for mean in sixths]})
+        for g, lesson in enumerate(lessons)
+    ]
 
 
 def class_rows(pipe, class_names: Sequence[str]) -> Tensor:
@@ -120,31 +145,41 @@ def class_rows(pipe, class_names: Sequence[str]) -> Tensor:
     return table[ids].detach().float().clone()
 
 
-class _Task:
-    """The losses of one customisation: everything that does not change between steps is encoded once."""
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """One step of one lesson: what is shown of it and under which noise, B samples."""
 
-    def __init__(self, pipe, image, concepts, ids, config: CustomizeConfig, generator, prior):
-        self.pipe, self.concepts, self.ids, self.config, self.generator = pipe, concepts, ids, config, generator
+    view: Tensor  # (B,) 1 where the mirrored view is shown
+    present: Tensor  # (B, n) bool, the concepts of the prompt
+    which: list[int]  # (B,) index of the prompt's form
+    times: Tensor  # (B,)
+    noise: Tensor  # (B, C, h, w)
+
+
+class _Task:
+    """The losses of lessons learned together: everything that does not change between steps is encoded once."""
+
+    def __init__(self, pipe, lessons: Sequence[Lesson], ids, config: CustomizeConfig, generators, prior):
+        self.pipe, self.lessons, self.ids, self.config, self.generators = pipe, lessons, ids, config, generators
         self.device = pipe.unet.device
-        views, masks = shifted_views(image, np.stack([c.mask for c in concepts]), config.shift, generator)
-        both = np.concatenate([views, views[:, :, ::-1]])  # as they are, mirrored
-        self.latents = encode(pipe, both)
-        masks = torch.from_numpy(masks).float().to(self.device)
-        self.masks = torch.cat([masks, masks.flip(-1)])  # (2 V, n, H, W)
-        self.views = len(views)
+        self.concepts = len(lessons[0].concepts)
+        latents, masks = [], []
+        for lesson in lessons:
+            image, mask = framed(lesson.image, np.stack([c.mask for c in lesson.concepts]), config.frame)
+            latents.append(encode(pipe, np.stack([image, image[:, ::-1]])))  # as it is, mirrored
+            mask = torch.from_numpy(mask).float().to(self.device)
+            masks.append(torch.stack([mask, mask.flip(-1)]))  # (2, n, H, W)
+        self.latents, self.masks = latents, masks
         self.cache: dict[str, Tensor] = {}  # tokenised prompts
         # the base model as it was: a small change of weights is shared by all places, so it must be told where to stop
         self.base = copy.deepcopy(pipe.unet) if config.keep else None
-        self.plain = {} if self.base is None else {
-            (present, which): pipe.text_encoder(self._tokens([self._prompt(present, which, named=False)]))[0].detach()
-            for present in product((False, True), repeat=len(concepts)) if any(present)
-            for which in range(len(config.prompts))}
+        self.plain = {} if self.base is None else self._plain_texts()
         self.prior = prior
         if prior is not None and config.prior_weight:
             self.prior_ids = self._tokens([prior[0]])
 
-    def fit(self, parameters: list[nn.Parameter], lr: float, steps: int) -> list[float]:
-        """Run `steps` of AdamW on `parameters`; returns the loss of every step."""
+    def fit(self, parameters: list[nn.Parameter], lr: float, steps: int) -> list[list[float]]:
+        """Run `steps` of AdamW on `parameters`; returns the losses of the lessons at every step."""
         if not steps:
             return []
         for parameter in parameters:
@@ -152,76 +187,109 @@ class _Task:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=self.config.weight_decay, eps=1e-8)
         history = []
         wanted = self.config.attention_weight > 0
-        with stored_attention(self.pipe.unet, self.config.attention_resolution) if wanted else nullcontext() as maps:
+        with ExitStack() as stack:
+            stack.enter_context(plain_attention(self.pipe.unet))
+            maps = stack.enter_context(stored_attention(self.pipe.unet, self.config.attention_resolution)) if wanted else None
             for step in range(steps):
                 optimizer.param_groups[0]["lr"] = lr * (1 - (1 - self.config.lr_end) * step / steps)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-                    loss = self.loss(maps)
+                    losses = self.losses(maps)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, self.config.clip)
+                losses.sum().backward()
+                clip_each(parameters, self.config.clip, len(self.lessons))
                 optimizer.step()
-                history.append(float(loss.detach()))
+                history.append(losses.tolist())
         if not np.isfinite(history).all():
             raise ValueError(f"customisation diverged: loss {history[-1]} at rate {lr}; lower the learning rate")
         return history
 
-    def loss(self, maps) -> Tensor:
-        config, batch = self.config, self.config.batch
-        present = sample_union(len(self.concepts), batch, self.generator)
-        mirrored = (torch.rand(batch, generator=self.generator) < config.flip).long()
-        which = torch.randint(len(config.prompts), (batch,), generator=self.generator)
-        ids = self._tokens([self._prompt(p, w) for p, w in zip(present.tolist(), which.tolist())])
-        view = (mirrored * self.views + torch.randint(self.views, (batch,), generator=self.generator)).to(self.device)
-        masks = self.masks[view]
-        present = present.to(self.device)
-        union = (masks * present[:, :, None, None]).amax(1)
-        prediction, target, noisy, times = self._denoise(self.latents[view], ids)
+    def losses(self, maps) -> Tensor:
+        """One loss for each lesson, (G,)."""
+        config, draws = self.config, [self._draw(g) for g in range(len(self.lessons))]
+        ids = torch.cat([self._tokens([self._prompt(lesson, p, w) for p, w in zip(draw.present.tolist(), draw.which)])
+                         for lesson, draw in zip(self.lessons, draws)])
+        latents = torch.cat([each[draw.view] for each, draw in zip(self.latents, draws)])
+        times, noise = (torch.cat([getattr(draw, name) for draw in draws]).to(self.device) for name in ("times", "noise"))
+        prediction, target, noisy = self._denoise(latents, ids, times, noise.to(latents.dtype))
         own = maps.take() if maps is not None else None
-        mask = resize_mask(union, tuple(target.shape[-2:]), config.mask_resize)
-        loss = masked_loss(prediction, target, mask, config.loss)
-        if self.base is not None:
-            text = torch.cat([self.plain[tuple(p), w] for p, w in zip(present.tolist(), which.tolist())])
-            with torch.no_grad():
-                before = self.base(noisy, times, text).sample.float()
-            loss = loss + config.keep * masked_loss(prediction, before, 1 - mask, config.loss)
-        if own is not None:
-            places = torch.stack([(ids == i).int().argmax(1) for i in self.ids], dim=1)
-            loss = loss + config.attention_weight * attention_loss(own, places, masks, present, config.mask_resize)
+        before = self._unchanged(draws, noisy, times)
+        out = []
+        for g, draw in enumerate(draws):
+            mine = slice(g * config.batch, (g + 1) * config.batch)
+            masks, present = self.masks[g][draw.view], draw.present.to(self.device)
+            union = (masks * present[:, :, None, None]).amax(1)
+            mask = resize_mask(union, tuple(target.shape[-2:]), config.mask_resize)
+            loss = masked_loss(prediction[mine], target[mine], mask, config.loss)
+            if before is not None:
+                loss = loss + config.keep * masked_loss(prediction[mine], before[mine], 1 - mask, config.loss)
+            if own is not None:
+                places = torch.stack([(ids[mine] == i).int().argmax(1) for i in self.ids], dim=1)
+                attention = attention_loss(own[mine], places, masks, present, config.mask_resize)
+                loss = loss + config.attention_weight * attention
+            out.append(loss)
         if self.prior is not None and config.prior_weight:
-            loss = loss + config.prior_weight * self._prior_loss(maps)
-        return loss
+            out[0] = out[0] + config.prior_weight * self._prior_loss(maps)
+        return torch.stack(out)
+
+    def _draw(self, lesson: int) -> _Draw:
+        config, batch, generator = self.config, self.config.batch, self.generators[lesson]
+        present = sample_union(self.concepts, batch, generator)
+        view = (torch.rand(batch, generator=generator) < config.flip).long()
+        which = torch.randint(len(config.prompts), (batch,), generator=generator).tolist()
+        return _Draw(view.to(self.device), present, which, *self._noise(batch, generator))
+
+    def _noise(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random times (B,), one from each of B equal stretches, and noise (B, C, h, w)."""
+        total = self.pipe.scheduler.config.num_train_timesteps
+        u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        noise = torch.randn(batch, *self.latents[0].shape[1:], generator=generator)
+        return (u * total).long().clamp(max=total - 1), noise
+
+    def _unchanged(self, draws: list[_Draw], noisy: Tensor, times: Tensor) -> Tensor | None:
+        """What the base model predicts for the classes alone, or None when nothing is to be kept."""
+        if self.base is None:
+            return None
+        texts = [self.plain[g, tuple(p), w] for g, draw in enumerate(draws) for p, w in zip(draw.present.tolist(), draw.which)]
+        with torch.no_grad():
+            return self.base(noisy, times, torch.cat(texts)).sample.float()
+
+    def _plain_texts(self) -> dict:
+        """Embeddings of the prompts without new words, by lesson, concepts present and form of the prompt."""
+        keys = [(g, present, which) for g in range(len(self.lessons))
+                for present in product((False, True), repeat=self.concepts) if any(present)
+                for which in range(len(self.config.prompts))]
+        prompts = {key: self._prompt(self.lessons[key[0]], *key[1:], named=False) for key in keys}
+        # no new word stands in these, so they may go through the encoder in any order and number
+        with torch.no_grad():
+            known = {text: self.pipe.text_encoder(self._tokens([text] * len(self.lessons)))[0][:1]
+                     for text in set(prompts.values())}
+        return {key: known[text] for key, text in prompts.items()}
 
     def _prior_loss(self, maps) -> Tensor:
-        latents = self.prior[1].to(self.device)
-        index = torch.randint(len(latents), (self.config.batch,), generator=self.generator).to(self.device)
-        prediction, target, *_ = self._denoise(latents[index], self.prior_ids.expand(len(index), -1))
+        latents, batch = self.prior[1].to(self.device), self.config.batch
+        index = torch.randint(len(latents), (batch,), generator=self.generators[0]).to(self.device)
+        times, noise = self._noise(batch, self.generators[0])
+        prediction, target, _ = self._denoise(latents[index], self.prior_ids.expand(len(index), -1), times.to(self.device),
+                                              noise.to(latents))
         if maps is not None:
             maps.take()
         return F.mse_loss(prediction, target)
 
-    def _denoise(self, latents: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prediction and target (B, C, h, w) float32 at random times, one from each of B equal stretches; what was
-        predicted from, and the times (B,)."""
-        scheduler, batch = self.pipe.scheduler, len(latents)
-        total = scheduler.config.num_train_timesteps
-        u = (torch.arange(batch) + torch.rand(batch, generator=self.generator)) / batch
-        times = (u * total).long().clamp(max=total - 1).to(self.device)
-        noise = torch.randn(latents.shape, generator=self.generator).to(self.device, latents.dtype)
+    def _denoise(self, latents: Tensor, ids: Tensor, times: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Prediction and target (B, C, h, w) float32 at times (B,), and what was predicted from."""
+        scheduler = self.pipe.scheduler
         noisy = scheduler.add_noise(latents, noise, times)
-        unique, back = torch.unique(ids, dim=0, return_inverse=True)
-        text = self.pipe.text_encoder(unique)[0][back]
-        prediction = self.pipe.unet(noisy, times, text).sample.float()
+        prediction = self.pipe.unet(noisy, times, self.pipe.text_encoder(ids)[0]).sample.float()
         kind = scheduler.config.prediction_type
         if kind == "epsilon":
-            return prediction, noise.float(), noisy, times
+            return prediction, noise.float(), noisy
         if kind == "v_prediction":
-            return prediction, scheduler.get_velocity(latents, noise, times).float(), noisy, times
+            return prediction, scheduler.get_velocity(latents, noise, times).float(), noisy
         raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
 
-    def _prompt(self, present: Sequence[bool], which: int, named: bool = True) -> str:
+    def _prompt(self, lesson: Lesson, present: Sequence[bool], which: int, named: bool = True) -> str:
         """A prompt with the concepts present, by their new words or (`named` false) by their classes alone."""
-        nouns = [c.noun if named else c.class_name for c, here in zip(self.concepts, present) if here]
+        nouns = [c.noun if named else c.class_name for c, here in zip(lesson.concepts, present) if here]
         return fill(self.config.prompts[which], " and ".join([nouns[0], *map(with_article, nouns[1:])]))
 
     def _tokens(self, prompts: list[str]) -> Tensor:
@@ -232,36 +300,45 @@ class _Task:
         return torch.stack([self.cache[p] for p in prompts]).to(self.device)
 
 
+def clip_each(parameters: list[nn.Parameter], most: float, lessons: int) -> None:
+    """Clip the gradient norm of every lesson by itself; with several, parameters are (G, ...)."""
+    if lessons == 1:
+        nn.utils.clip_grad_norm_(parameters, most)
+        return
+    norms = sum(p.grad.flatten(1).pow(2).sum(1) for p in parameters).sqrt()
+    scale = (most / (norms + 1e-6)).clamp(max=1)
+    for p in parameters:
+        p.grad.mul_(scale.view(-1, *[1] * (p.dim() - 1)))
+
+
 def sample_union(concepts: int, batch: int, generator: torch.Generator) -> Tensor:
     """Union sampling: for each image of a batch a random non-empty subset of the concepts, (batch, concepts) bool."""
     codes = torch.randint(1, 2**concepts, (batch,), generator=generator)
     return (codes[:, None] >> torch.arange(concepts)) % 2 == 1
 
 
-def shifted_views(image: np.ndarray, masks: np.ndarray, shift: float, generator: torch.Generator,
-                  views: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """The exemplar moved about in its frame: images (V, H, W, 3) and masks (V, n, H, W); without a shift, V is 1.
+def framed(image: np.ndarray, masks: np.ndarray, share: float, longest: float = 0.85) -> tuple[np.ndarray, np.ndarray]:
+    """The exemplar with its concepts' common box in the middle and enlarged to `share` of the picture, as one crops to the
+    subject: image (H, W, 3) uint8, masks (n, H, W) bool. No side of the box exceeds `longest` of the picture's. Share 0
+    leaves it as it is.
 
-    An autoencoder's cells lie on a grid, so one place shows only one way to cut the individual into cells. No mask
-    leaves the frame; what comes in at the edges repeats them, and the masked loss does not look there.
+    A small generator learns an outline at one place and size, not at many; and a box that is the same for all tells
+    nothing of where the exemplar had its own. What comes in at the edges repeats them: the masked loss does not look there.
     """
-    if shift <= 0:
-        return image[None], masks[None]
+    if share <= 0:
+        return image, masks
     height, width = image.shape[:2]
     ys, xs = np.nonzero(masks.any(0))
-    room = [(ys.min(), height - 1 - ys.max()), (xs.min(), width - 1 - xs.max())]
-    most = [int(shift * height), int(shift * width)]
-    moves = [(0, 0)]
-    for u in torch.rand(views - 1, 2, generator=generator).tolist():
-        moves.append(tuple(round(-min(far, low) + x * (min(far, low) + min(far, high)))
-                           for x, far, (low, high) in zip(u, most, room)))
-    rows = [np.clip(np.arange(height) - dy, 0, height - 1) for dy, _ in moves]
-    columns = [np.clip(np.arange(width) - dx, 0, width - 1) for _, dx in moves]
-    images = np.stack([image[np.ix_(r, c)] for r, c in zip(rows, columns)])
-    moved = np.zeros((len(moves), *masks.shape), masks.dtype)
-    for k, (dy, dx) in enumerate(moves):
-        moved[k][:, ys + dy, xs + dx] = masks[:, ys, xs]
-    return images, moved
+    low, high = np.array([xs.min(), ys.min()]), np.array([xs.max(), ys.max()]) + 1
+    side, frame = high - low, np.array([width, height])
+    scale = min(np.sqrt(share * frame.prod() / side.prod()), (longest * frame / side).min())
+    # where the centre of each new pixel was in the old picture, in the units of grid_sample
+    columns, rows = [((np.arange(n) + 0.5 - n / 2) / scale + c) / n * 2 - 1 for n, c in zip(frame, (low + high) / 2)]
+    grid = torch.from_numpy(np.stack(np.meshgrid(columns, rows), -1)).float()[None]
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+    moved = F.grid_sample(pixels, grid, "bicubic", "border", align_corners=False)[0].permute(1, 2, 0)
+    covered = F.grid_sample(torch.from_numpy(masks).float()[None], grid, "bilinear", "zeros", align_corners=False)[0]
+    return moved.round().clamp(0, 255).byte().numpy(), (covered > 0.5).numpy()
 
 
 @torch.no_grad()
@@ -271,7 +348,9 @@ def encode(pipe, images: np.ndarray) -> Tensor:
     return pipe.vae.encode(pixels / 127.5 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
 
 
-def _check(image: np.ndarray, concepts: Sequence[Concept], config: CustomizeConfig, prior) -> None:
+def check_lesson(lesson: Lesson, config: CustomizeConfig, prior=None) -> None:
+    """Raises ValueError when nothing can be learned from it."""
+    image, concepts = lesson.image, lesson.concepts
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
         raise ValueError(f"customisation wants a square (H, H, 3) uint8 image, got {image.dtype} {image.shape}")
     if not concepts or len({c.token for c in concepts}) < len(concepts):

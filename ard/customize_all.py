@@ -1,4 +1,4 @@
-"""Every exemplar of a list customised, one item at a time or one a core; killed at any moment, it goes on.
+"""Every exemplar of a list customised, a few side by side on each core; killed at any moment, it goes on.
 
 Between `ard.customize`, which learns one, and notebook 03.
 """
@@ -6,19 +6,23 @@ Between `ard.customize`, which learns one, and notebook 03.
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
+from itertools import groupby
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ard.adapters import delta_bytes, layout
-from ard.customize import Concept, CustomizeConfig, customize, item_seed
-from ard.deltas import save_delta
+from ard.customize import Concept, CustomizeConfig, Lesson, check_lesson, customize_together, item_seed
+from ard.deltas import Delta, save_delta
 from ard.exemplars import Exemplar, read_mask
 from ard.files import Ledger, sha256_bytes, sha256_file, write_jsonl
 from ard.generator import load_pipeline
@@ -40,12 +44,13 @@ def groups(exemplars: Sequence[Exemplar], share_images: bool) -> list[list[Exemp
 
 def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: str | Path, config: CustomizeConfig,
                   ledger: Ledger, seed: int = 0, share_images: bool = False, max_bytes: int = 60_000,
-                  prior=None, workers: int = 1) -> tuple[list[dict], list[dict]]:
+                  prior=None, workers: int = 1, together: int = 1) -> tuple[list[dict], list[dict]]:
     """One delta file per exemplar (or per image) in `out`; returns rows of finished concepts and rows of failures.
 
     Files of exemplars are relative to `root`. Finished items stand in `ledger` and are not learned again; killed at any
     moment, the next call redoes the items in work and ends in the same bytes. With `workers` above 1, `pipe` is the
-    folder of a generator, which each process loads for itself. Writes `deltas.jsonl` and `failed.jsonl`.
+    folder of a generator, which each process loads for itself. `together`: items that share the passes through the
+    frozen model, always the same ones. Writes `deltas.jsonl` and `failed.jsonl`.
     """
     if workers > 1 and not isinstance(pipe, (str, Path)):
         raise ValueError("customize: several workers need the folder of the generator, not the pipeline itself")
@@ -55,15 +60,16 @@ def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: st
     if not jobs:
         raise ValueError("no exemplars to customise; look at the counts of the exemplar stage")
     _check_size(pipe, config, max(map(len, jobs)), max_bytes)
-    recipe = sha256_bytes(json.dumps([asdict(config), seed, share_images], sort_keys=True).encode())[:16]
-    todo = [job for job in jobs if not _done(job, out, ledger, recipe)]
+    recipe = sha256_bytes(json.dumps([asdict(config), seed, share_images, together], sort_keys=True).encode())[:16]
+    todo = [batch for batch in batches(jobs, together) if not all(_done(job, out, ledger, recipe) for job in batch)]
     learn = partial(_learn, root=Path(root), out=out, config=config, seed=seed, prior=prior, max_bytes=max_bytes)
     reasons = {}
-    for job, reason in zip(todo, tqdm(_results(learn, todo, pipe, folder, workers), "customize", len(todo), mininterval=5)):
+    results = tqdm(_results(learn, todo, pipe, folder, workers), "customize", len(todo), mininterval=5)
+    for job, reason in (pair for batch, found in zip(todo, results) for pair in zip(batch, found)):
         key = job[0][0].exemplar_id
         if reason:
             reasons[key] = reason
-        else:
+        elif not _done(job, out, ledger, recipe):
             ledger.add(key, sha256=sha256_file(_file(job, out)), recipe=recipe)
     for job in jobs:
         reason = reasons.get(job[0][0].exemplar_id)
@@ -78,15 +84,21 @@ def customize_all(pipe, exemplars: Sequence[Exemplar], root: str | Path, out: st
     return rows, failed
 
 
-def _results(learn, todo: list[Job], pipe, folder, workers: int) -> Iterable[str]:
-    """The reason of failure, or "", of each job in order."""
+def batches(jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Jobs learned side by side, at most `together`: neighbours with equally many exemplars."""
+    alike = (list(group) for _, group in groupby(jobs, key=len))
+    return [group[i : i + together] for group in alike for i in range(0, len(group), together)]
+
+
+def _results(learn, todo: list[list[Job]], pipe, folder, workers: int) -> Iterable[list[str]]:
+    """The reason of failure, or "", of each job of each batch in order."""
     if workers <= 1:
-        return (learn(job, pipe=pipe) for job in todo)
+        return (learn(batch, pipe=pipe) for batch in todo)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (str(folder),))
     return _closing(pool, pool.map(partial(_learn_in_worker, learn), todo))
 
 
-def _closing(pool: ProcessPoolExecutor, results: Iterable[str]) -> Iterable[str]:
+def _closing(pool: ProcessPoolExecutor, results: Iterable) -> Iterable:
     try:
         yield from results
     finally:
@@ -94,28 +106,59 @@ def _closing(pool: ProcessPoolExecutor, results: Iterable[str]) -> Iterable[str]
 
 
 def _start_worker(folder: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # one process a core is twice as fast as one process on two
     _worker["pipe"] = load_pipeline(folder)
 
 
-def _learn_in_worker(learn, job: Job) -> str:
-    return learn(job, pipe=_worker["pipe"])
+def _end_with_parent() -> None:
+    """A parent that is killed cannot shut its pool down; without this its workers would learn on, for nobody."""
+    wait([parent_process().sentinel])
+    os._exit(1)
 
 
-def _learn(job: Job, pipe, root: Path, out: Path, config: CustomizeConfig, seed: int, prior, max_bytes: int) -> str:
-    """Customise one job and save its delta; "" or the reason why it cannot be learned."""
+def _learn_in_worker(learn, batch: list[Job]) -> list[str]:
+    return learn(batch, pipe=_worker["pipe"])
+
+
+def _learn(batch: list[Job], pipe, root: Path, out: Path, config: CustomizeConfig, seed: int, prior, max_bytes: int) -> list[str]:
+    """Customise the jobs of a batch and save their deltas; for each "" or the reason why it cannot be learned."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the same order on any machine, with any number of workers
+    reasons, lessons = [""] * len(batch), {}
     try:
-        image = read_image(root / job[0][0].file)
-        learned = [Concept(token, e.class_name, read_mask(root / e.mask_file)) for e, token in job]
-        delta = customize(pipe, image, learned, config, item_seed(seed, job[0][0].exemplar_id), prior)
-    except (RecordError, ValueError) as error:
-        return str(error)
+        for n, job in enumerate(batch):
+            try:
+                lessons[n] = _lesson(job, root, seed)
+                check_lesson(lessons[n], config, prior)
+            except (RecordError, ValueError) as error:
+                reasons[n] = str(error)
+                lessons.pop(n, None)
+        for n, learned in _taught(pipe, lessons, config, prior):
+            if isinstance(learned, ValueError):
+                reasons[n] = str(learned)
+            else:
+                save_delta(learned, _file(batch[n], out), max_bytes)
     finally:
         torch.set_num_threads(threads)
-    save_delta(delta, _file(job, out), max_bytes)
-    return ""
+    return reasons
+
+
+def _lesson(job: Job, root: Path, seed: int) -> Lesson:
+    concepts = [Concept(token, e.class_name, read_mask(root / e.mask_file)) for e, token in job]
+    return Lesson(read_image(root / job[0][0].file), concepts, item_seed(seed, job[0][0].exemplar_id))
+
+
+def _taught(pipe, lessons: dict[int, Lesson], config: CustomizeConfig, prior) -> list[tuple[int, Delta | ValueError]]:
+    """The delta of each lesson, or why there is none; when one spoils a batch, each is learned alone."""
+    if not lessons:
+        return []
+    try:
+        return list(zip(lessons, customize_together(pipe, list(lessons.values()), config, prior)))
+    except ValueError as error:
+        if len(lessons) == 1:
+            return [(next(iter(lessons)), error)]
+        return [found for n, lesson in lessons.items() for found in _taught(pipe, {n: lesson}, config, prior)]
 
 
 def _file(job: Job, out: Path) -> Path:

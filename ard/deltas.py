@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ard.adapters import layout, layout_hash, split
+from ard.adapters import layout, layout_hash, merged, split
 from ard.files import atomic_write_bytes
 
 BLOCK = 64  # numbers of a delta that share a scale
+STEPS = 7  # of the scale on either side of 0: what fits into 4 bits
 UNDO = "_ard_undo"  # attribute of a pipeline that wears a delta
 
 
@@ -35,7 +36,8 @@ class Delta:
     """Token rows (n, width) and all changes of weights as one flat vector, laid out by `layout(pipe, ...)`.
 
     One vector, because a safetensors header of a hundred names would be larger than the numbers of a rank-1 change. On
-    disk its numbers are 8-bit, each `BLOCK` of them with a scale of its own, off by half a per cent of the block's largest.
+    disk its numbers have 4 bits, each `BLOCK` of them a scale of its own, off by a fourteenth of the block's largest at most:
+    a finer number buys less likeness than a higher rank at the same size.
     """
 
     rows: Tensor
@@ -45,9 +47,10 @@ class Delta:
 
 def save_delta(delta: Delta, path: str | Path, max_bytes: int = 60_000) -> None:
     """Write one safetensors file (metadata as a JSON string) atomically. Raises DeltaError above `max_bytes`."""
-    numbers, scale = _quantised(delta.vector)
-    tensors = {"tokens": delta.rows.half().contiguous(), "delta": numbers, "scale": scale}
-    data = save(tensors, metadata={"ard": json.dumps(delta.meta, sort_keys=True)})
+    packed, scale = _quantised(delta.vector)
+    tensors = {"tokens": delta.rows.half().contiguous(), "delta": packed, "scale": scale}
+    meta = {**delta.meta, "length": len(delta.vector)}
+    data = save(tensors, metadata={"ard": json.dumps(meta, sort_keys=True)})
     if len(data) > max_bytes:
         raise DeltaError(f"{path}: delta of {len(data)} bytes, allowed are {max_bytes}; "
                          f"lower the rank ({delta.meta['rank']}) or choose fewer modules")
@@ -59,8 +62,8 @@ def load_delta(path: str | Path) -> Delta:
     try:
         with safe_open(str(path), "pt") as file:
             meta = json.loads(file.metadata()["ard"])
-            numbers, scale = file.get_tensor("delta"), file.get_tensor("scale")
-            return Delta(file.get_tensor("tokens"), _expanded(numbers, scale), meta)
+            vector = _expanded(file.get_tensor("delta"), file.get_tensor("scale"), meta.pop("length"))
+            return Delta(file.get_tensor("tokens"), vector, meta)
     except FileNotFoundError:
         raise DeltaError(f"{path}: no such delta; run the customise stage first") from None
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -69,19 +72,22 @@ def load_delta(path: str | Path) -> Delta:
 
 def rounded(vector: Tensor) -> Tensor:
     """(n,) numbers as they come back from a file; rounding them again changes no step."""
-    return _expanded(*_quantised(vector))
+    return _expanded(*_quantised(vector), len(vector))
 
 
 def _quantised(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) numbers as int8 and a float32 scale for each block of BLOCK."""
+    """(n,) numbers as steps of -7 to 7, two in each of n / 2 bytes, and a float32 scale for each block of BLOCK."""
     blocks = F.pad(vector.detach().cpu().float(), (0, -len(vector) % BLOCK)).view(-1, BLOCK)
-    scale = blocks.abs().amax(1) / 127
-    return (blocks / scale.clamp(min=1e-30)[:, None]).round().clamp(-127, 127).char().flatten()[: len(vector)].contiguous(), scale
+    scale = blocks.abs().amax(1) / STEPS
+    steps = (blocks / scale.clamp(min=1e-30)[:, None]).round().clamp(-STEPS, STEPS).flatten()[: len(vector) + len(vector) % 2]
+    low, high = (steps + STEPS).to(torch.uint8).view(-1, 2).unbind(1)
+    return low | high << 4, scale
 
 
-def _expanded(numbers: Tensor, scale: Tensor) -> Tensor:
-    """The inverse of `_quantised`, float32 (n,)."""
-    return numbers.float() * scale.repeat_interleave(BLOCK)[: len(numbers)]
+def _expanded(packed: Tensor, scale: Tensor, length: int) -> Tensor:
+    """The inverse of `_quantised`, float32 (length,)."""
+    steps = torch.stack([packed & 15, packed >> 4], 1).flatten()[:length].float() - STEPS
+    return steps * scale.repeat_interleave(BLOCK)[:length]
 
 
 @contextmanager
@@ -107,10 +113,11 @@ def apply_delta(pipe, delta: Delta | str | Path):
     undo_tokens = _install_tokens(pipe, meta["tokens"], delta.rows)
     values, kept = split(delta.vector, parts), []
     with torch.no_grad():
-        for name in dict.fromkeys(re.sub(r"\.(down|up)$", ".weight", name) for name in values):
+        for name in dict.fromkeys(re.sub(r"\.(down|core|up)$", ".weight", name) for name in values):
             weight = _parameter(pipe, name)
             base = name.removesuffix(".weight")
-            change = values[f"{base}.up"] @ values[f"{base}.down"] if f"{base}.up" in values else values[name]
+            factors = [values.get(f"{base}.{part}") for part in ("down", "core", "up")]
+            change = values[name] if factors[0] is None else merged(*factors)
             kept.append((weight, weight.detach().clone()))
             weight += change.to(weight.device, weight.dtype).view_as(weight)
     setattr(pipe, UNDO, (undo_tokens, kept))

@@ -7,7 +7,6 @@ validation exemplars, and to judge the queries of test individuals.
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ard.customize import Concept, CustomizeConfig, customize, item_seed
+from ard.customize import Concept, CustomizeConfig, Lesson, customize_together, item_seed
 from ard.deltas import apply_delta, remove_delta
 from ard.exemplars import Exemplar, read_mask
 from ard.generate import Drawn, GenerateConfig, generate_concept
@@ -104,22 +103,20 @@ def try_recipes(pipe, exemplars: Sequence[Exemplar], everyone: Sequence[Exemplar
                 detect: Callable, judges: Judges, seed: int = 0) -> pd.DataFrame:
     """Customise, generate and judge with each of the named recipes; one row an image that was drawn.
 
-    Equal seeds for every recipe; `seconds` is what customising took.
+    Equal seeds for every recipe; the exemplars of a recipe are learned side by side.
     """
     tables = []
     for name, recipe in recipes.items():
-        for exemplar in exemplars:
-            image, mask = read_image(Path(root) / exemplar.file), read_mask(Path(root) / exemplar.mask_file)
-            concept, start = Concept("<v1>", exemplar.class_name, mask), time.perf_counter()
-            delta = customize(pipe, image, [concept], recipe, item_seed(seed, exemplar.exemplar_id))
-            seconds = time.perf_counter() - start
+        lessons = [Lesson(read_image(Path(root) / e.file), [Concept("<v1>", e.class_name, read_mask(Path(root) / e.mask_file))],
+                          item_seed(seed, e.exemplar_id)) for e in exemplars]
+        for exemplar, lesson, delta in zip(exemplars, lessons, customize_together(pipe, lessons, recipe)):
             apply_delta(pipe, delta)
             try:
-                drawn, pictures = generate_concept(pipe, exemplar, "<v1>", image, templates, detect, drawing, seed)
+                drawn, pictures = generate_concept(pipe, exemplar, "<v1>", lesson.image, templates, detect, drawing, seed)
             finally:
                 remove_delta(pipe)
             images = [read_image(io.BytesIO(picture)) for picture in pictures]
             table = judge(judges, drawn, images, everyone, seed=seed)
             table["copy"], table["found"] = zip(*((d.copy_similarity, not d.reason) for d in drawn))
-            tables.append(table.assign(recipe=name, concept=exemplar.exemplar_id, seconds=seconds))
+            tables.append(table.assign(recipe=name, concept=exemplar.exemplar_id))
     return pd.concat(tables, ignore_index=True)
