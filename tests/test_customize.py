@@ -15,7 +15,7 @@ from ard import customize_all as module
 from ard.adapters import layout, learned_weights
 from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
 from ard.customize import (
-    MODULES, Concept, CustomizeConfig, Lesson, clip_each, customize, customize_together, sample_union, framed,
+    MODULES, Concept, CustomizeConfig, Lesson, clip_each, customize, customize_together, framed, sample_union,
 )
 from ard.customize_all import batches, customize_all, groups
 from ard.deltas import BLOCK, Delta, DeltaError, apply_delta, load_delta, remove_delta, rounded, save_delta
@@ -481,9 +481,9 @@ def test_a_framed_exemplar_stands_in_the_middle_at_its_share_with_its_mask():
     box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     assert abs((box[2] - box[0]) * (box[3] - box[1]) / 64 ** 2 - 0.25) < 0.02
     assert np.allclose((box[:2] + box[2:]) / 2, 32, atol=0.6)
-    for k, colour in enumerate(((220, 40, 40), (40, 40, 220))):
+    for k, colour, off in ((0, (220, 40, 40), 2), (1, (40, 40, 220), 10)):  # bicubic sampling overshoots in the thin one
         inner = masks[k] & ~masks[1 - k]
-        assert np.median(np.abs(moved[inner].astype(int) - colour).max(1)) <= 10, "the pixels went where the mask went"
+        assert np.median(np.abs(moved[inner].astype(int) - colour).max(1)) <= off, "the pixels went where the mask went"
     assert np.abs(moved[~masks.any(0)].astype(int) - 30).mean() < 12
     noise = rng.integers(0, 256, image.shape, dtype=np.uint8)
     as_is, same = framed(noise, mask, 0.0)
