@@ -76,10 +76,10 @@ def rounded(vector: Tensor) -> Tensor:
 
 
 def _quantised(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) numbers as steps of -7 to 7, two in each of n / 2 bytes, and a float32 scale for each block of BLOCK."""
+    """(n,) numbers as steps of -7 to 7, two in each of n / 2 bytes, and a float16 scale for each block of BLOCK."""
     blocks = F.pad(vector.detach().cpu().float(), (0, -len(vector) % BLOCK)).view(-1, BLOCK)
-    scale = blocks.abs().amax(1) / STEPS
-    steps = (blocks / scale.clamp(min=1e-30)[:, None]).round().clamp(-STEPS, STEPS).flatten()[: len(vector) + len(vector) % 2]
+    scale = (blocks.abs().amax(1) / STEPS).half()
+    steps = (blocks / scale.float().clamp(min=1e-30)[:, None]).round().clamp(-STEPS, STEPS).flatten()[: len(vector) + len(vector) % 2]
     low, high = (steps + STEPS).to(torch.uint8).view(-1, 2).unbind(1)
     return low | high << 4, scale
 
@@ -87,7 +87,7 @@ def _quantised(vector: Tensor) -> tuple[Tensor, Tensor]:
 def _expanded(packed: Tensor, scale: Tensor, length: int) -> Tensor:
     """The inverse of `_quantised`, float32 (length,)."""
     steps = torch.stack([packed & 15, packed >> 4], 1).flatten()[:length].float() - STEPS
-    return steps * scale.repeat_interleave(BLOCK)[:length]
+    return steps * scale.float().repeat_interleave(BLOCK)[:length]
 
 
 @contextmanager

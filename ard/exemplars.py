@@ -48,7 +48,8 @@ class Exemplar:
 
 @dataclass(frozen=True)
 class Discard:
-    """A pair that gave no exemplar, and why: 'not found', 'too small', 'mask empty', 'mask outside box', 'bad image'."""
+    """A pair that gave no exemplar, and why: 'not found', 'too small', 'mask empty', 'mask outside box', 'bad image',
+    'not needed' where its class has enough exemplars already."""
 
     exemplar_id: str
     file: str
@@ -108,12 +109,13 @@ def build_exemplar(pair: Pair, root: Path, out: str, detect: Detect, segment: Ca
 
 
 def build_exemplars(pairs: Iterable[Pair], root: str | Path, detect: Detect, segment: Callable,
-                    config: ExemplarConfig = ExemplarConfig(), out: str = "masks", target: str | Path | None = None
-                    ) -> tuple[tuple[Exemplar, ...], tuple[Discard, ...]]:
+                    config: ExemplarConfig = ExemplarConfig(), out: str = "masks", target: str | Path | None = None,
+                    quota: Mapping[str, int] | None = None) -> tuple[tuple[Exemplar, ...], tuple[Discard, ...]]:
     """All pairs, in order; masks go to `root/out/<exemplar_id>.png`. Raises ValueError when there is no pair at all.
 
     Every pair ends in exactly one of the two results; count the second by reason with `reasons`. target: writes masks
-    there instead of below `root`, for a folder that is published later.
+    there instead of below `root`, for a folder that is published later. quota: how many exemplars a class may have in
+    each split (`facts["split"]`); pairs beyond it are discarded as 'not needed', unseen.
     """
     root, pairs = Path(root), tuple(pairs)
     target = root if target is None else Path(target)
@@ -122,14 +124,19 @@ def build_exemplars(pairs: Iterable[Pair], root: str | Path, detect: Detect, seg
     twice = [k for k, n in Counter(p.exemplar_id for p in pairs).items() if n > 1]
     if twice:
         raise ValueError(f"exemplar ids stand twice: {', '.join(twice[:5])}")
-    kept, dropped = [], []
+    kept, dropped, full = [], [], Counter()
     for pair in tqdm(pairs, desc="exemplars", mininterval=5):
+        stratum = pair.class_name, pair.facts.get("split")
+        if quota is not None and full[stratum] >= quota.get(stratum[1], 0):
+            dropped.append(Discard(pair.exemplar_id, pair.file, pair.class_name, "not needed"))
+            continue
         record, mask = build_exemplar(pair, root, out, detect, segment, config)
         if mask is None:
             dropped.append(record)
             continue
         write_mask(target / record.mask_file, mask)
         kept.append(record)
+        full[stratum] += 1
     return tuple(kept), tuple(dropped)
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,13 +31,14 @@ Scenes = Callable[[np.random.Generator], Sequence[tuple[np.ndarray, np.ndarray, 
 class SamConfig:
     """Sizes of the small SAM; masks come out at 4 * image_size / patch pixels a side, before enlargement."""
 
-    image_size: int = 128  # px; world images of 64 px are enlarged twice, so a patch covers 4 world pixels
+    image_size: int = 96  # px that a window is enlarged to
     patch: int = 8
     width: int = 96
     depth: int = 6
     heads: int = 4
     prompt_width: int = 96
     mlp_width: int = 192
+    context: float = 1.5  # side of the square that is looked at, in longer sides of the box; 0: the whole image, as published
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class SamTraining:
     """How the small SAM is trained; losses and box noise follow the SAM paper, appendix A."""
 
     steps: int = 3000
-    batch: int = 32  # masks per step, at least; a step ends its batch with a whole scene
+    batch: int = 32  # masks per step
     lr: float = 8e-4
     warmup: int = 200
     weight_decay: float = 0.05
@@ -110,40 +112,56 @@ def load_sam(path: str | Path) -> Sam:
 
 
 class Segmenter:
-    """`set_image` once, `predict` many boxes; or `segment(image, box)` in one call (the encoder runs once an image)."""
+    """`segment(image, box)`: the mask of the thing in a box. A small object is looked at enlarged, see `window`."""
 
-    def __init__(self, sam: Sam):
-        self.predictor = SamPredictor(sam)
+    def __init__(self, sam: Sam, context: float = 0.0):
+        self.predictor, self.context = SamPredictor(sam), context
         self.score = 0.0  # the model's own IoU estimate of the last mask
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Segmenter:
-        return cls(load_sam(path).to(device))
+        sam = load_sam(path).to(device)
+        settings = Path(path) / "config.json"
+        return cls(sam, json.loads(settings.read_text())["context"] if settings.is_file() else 0.0)
 
-    def set_image(self, image: np.ndarray) -> None:
-        """image: (H, W, 3) uint8 RGB."""
+    def segment(self, image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+        """Mask (H, W) bool of the thing in `box` (xyxy pixels) of `image` ((H, W, 3) uint8); it may be empty."""
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
             raise ValueError(f"SAM expects an (H, W, 3) uint8 image, got {_describe(image)}")
-        self.predictor.set_image(image)
-
-    def predict(self, box: Sequence[float]) -> np.ndarray:
-        """box: xyxy pixels of the image; returns its mask, (H, W) bool (it may be empty)."""
-        height, width = self.predictor.original_size
+        height, width = image.shape[:2]
         box = np.asarray(box, dtype=np.float64)
         if box.shape != (4,) or not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
             raise ValueError(f"SAM expects a box (x1, y1, x2, y2) with x1 < x2 and y1 < y2, got {box.tolist()}")
         if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
             raise ValueError(f"box {box.tolist()} lies outside the {width} x {height} image")
-        masks, scores, _ = self.predictor.predict(box=box, multimask_output=False)
+        x0, y0, x1, y1 = window(box, (height, width), self.context)
+        self.predictor.set_image(image[y0:y1, x0:x1])
+        masks, scores, _ = self.predictor.predict(box=box - [x0, y0, x0, y0], multimask_output=False)
         self.score = float(scores[0])
-        return masks[0].astype(bool)
-
-    def segment(self, image: np.ndarray, box: Sequence[float]) -> np.ndarray:
-        """Mask (H, W) bool of the thing in `box` (xyxy pixels) of `image` ((H, W, 3) uint8)."""
-        self.set_image(image)
-        return self.predict(box)
+        whole = np.zeros((height, width), bool)
+        whole[y0:y1, x0:x1] = masks[0]
+        return whole
 
     __call__ = segment
+
+
+def window(box: Sequence[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:
+    """Whole-pixel xyxy window of an image of `size` (H, W) in which SAM looks for the thing in `box`.
+
+    A square of `context` times the box's longer side around its middle, moved into the image and never larger than it;
+    the whole image where context is 0. SAM's grid is coarse for an object that fills a quarter of the picture.
+
+    >>> window((10, 10, 30, 20), (64, 64), 1.5), window((0, 0, 60, 60), (64, 64), 1.5), window((0, 0, 4, 4), (64, 64), 0)
+    ((5, 0, 35, 30), (0, 0, 64, 64), (0, 0, 64, 64))
+    """
+    height, width = size
+    if not context:
+        return 0, 0, width, height
+    longer = max(box[2] - box[0], box[3] - box[1])
+    side = int(np.ceil(max(context * longer, longer + 2)))
+    x0, y0 = (int(np.clip(np.floor((low + high - side) / 2), 0, max(full - side, 0)))
+              for low, high, full in ((box[0], box[2], width), (box[1], box[3], height)))
+    return x0, y0, min(x0 + side, width), min(y0 + side, height)
 
 
 def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -154,24 +172,20 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
 
 
-def predict_masks(sam: Sam, images: Tensor, boxes: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Differentiable batch: images (n, 3, H, W) in 0..255, boxes (m, 4) xyxy px of them, owner (m,) image of each box.
+def predict_masks(sam: Sam, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Differentiable batch: images (n, 3, S, S) in 0..255 of the model's size S, boxes (n, 4) xyxy px, one an image.
 
-    Returns logits (m, H, W) and the predicted IoU (m,). The mask decoder wants one image with many prompts; adding the
+    Returns logits (n, S, S) and the predicted IoU (n,). The mask decoder wants one image with many prompts; adding the
     images' embeddings to the dense prompt, which it sums with the image anyway, makes it take many images at once.
     """
     size = sam.image_encoder.img_size
-    height, width = images.shape[-2:]
-    scale = size / max(height, width)
-    new = (round(height * scale), round(width * scale))
-    enlarged = F.interpolate(images, new, mode="bilinear", antialias=True, align_corners=False)
-    embedding = sam.image_encoder(sam.preprocess(enlarged))
-    sparse, dense = sam.prompt_encoder(points=None, boxes=(boxes * scale)[:, None], masks=None)
+    embedding = sam.image_encoder(sam.preprocess(images))
+    sparse, dense = sam.prompt_encoder(points=None, boxes=boxes[:, None], masks=None)
     low, iou = sam.mask_decoder(
         image_embeddings=torch.zeros_like(embedding[:1]), image_pe=sam.prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense + embedding[owner], multimask_output=False,
+        sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense + embedding, multimask_output=False,
     )
-    return sam.postprocess_masks(low.float(), new, (height, width))[:, 0], iou[:, 0].float()
+    return sam.postprocess_masks(low.float(), (size, size), (size, size))[:, 0], iou[:, 0].float()
 
 
 def sam_loss(logits: Tensor, iou: Tensor, target: Tensor) -> Tensor:
@@ -197,7 +211,7 @@ def jitter_boxes(boxes: np.ndarray, rng: np.random.Generator, share: float, limi
     return np.where(good, moved, boxes)
 
 
-def world_scenes(world, split: str = "base", count: int = 16) -> Scenes:
+def world_scenes(world, split: str = "base", count: int = 9) -> Scenes:
     """Scenes of the mini world for `train_sam`: every object and filler of `count` scenes with its mask and box."""
 
     def draw(rng: np.random.Generator) -> list:
@@ -224,7 +238,8 @@ def train_sam(folder: str | Path, scenes: Scenes, config: SamConfig, training: S
     start = checkpoint.resume(sam, optimizer, device)
     bar = tqdm(range(start, training.steps), initial=start, total=training.steps, desc="sam", mininterval=5)
     for step in bar:
-        loss = _step(sam, optimizer, scenes, training, np.random.default_rng([seed, step]), step, device)
+        rng = np.random.default_rng([seed, step])
+        loss = _step(sam, optimizer, scenes, training, config.context, rng, step, device)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss:.3f}")
         if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
@@ -233,30 +248,38 @@ def train_sam(folder: str | Path, scenes: Scenes, config: SamConfig, training: S
     return sam.eval()
 
 
-def _step(sam, optimizer, scenes, training: SamTraining, rng, step: int, device: str) -> float:
-    """One optimiser step on at least `training.batch` masks; returns the loss."""
-    images, masks, boxes, owner, count = [], [], [], [], 0
-    while count < training.batch:
-        for image, these, where in scenes(rng):
-            if count >= training.batch:
-                break
-            boxes.append(jitter_boxes(where, rng, training.jitter, training.max_jitter, image.shape[:2]))
-            owner += [len(images)] * len(these)
-            images.append(image)
-            masks.append(these)
-            count += len(these)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().to(device)
-    target = torch.from_numpy(np.concatenate(masks)).to(device)
-    where = torch.from_numpy(np.concatenate(boxes)).float().to(device)
+def _step(sam, optimizer, scenes, training: SamTraining, context: float, rng, step: int, device: str) -> float:
+    """One optimiser step on `training.batch` masks; returns the loss."""
+    seen = []
+    while len(seen) < training.batch:
+        for image, masks, boxes in scenes(rng):
+            shaken = jitter_boxes(boxes, rng, training.jitter, training.max_jitter, image.shape[:2])
+            seen += [close_up(image, mask, box, context, sam.image_encoder.img_size)
+                     for mask, box in zip(masks, shaken, strict=True)]
+    pixels, target, where = (torch.from_numpy(np.stack(parts)).to(device) for parts in zip(*seen[:training.batch]))
     optimizer.param_groups[0]["lr"] = training.lr * warm_cosine(step, training.steps, training.warmup)
     with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=training.bf16):
-        logits, iou = predict_masks(sam, pixels, where, torch.tensor(owner, device=device))
+        logits, iou = predict_masks(sam, pixels.permute(0, 3, 1, 2).float(), where.float())
     loss = sam_loss(logits, iou, target)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
+
+
+def close_up(image: np.ndarray, mask: np.ndarray, box: Sequence[float], context: float, size: int):
+    """What SAM is shown of one thing: pixels (size, size, 3) uint8, its mask (size, size) bool and its box in them.
+
+    image (H, W, 3) uint8, mask (H, W) bool, box xyxy px. The window must be square, as it is in a square image.
+    """
+    x0, y0, x1, y1 = window(box, mask.shape, context)
+    if x1 - x0 != y1 - y0:
+        raise ValueError(f"SAM is trained on square windows; {mask.shape[1]} x {mask.shape[0]} px gave {(x0, y0, x1, y1)}")
+    pixels = ResizeLongestSide(size).apply_image(image[y0:y1, x0:x1])
+    near = torch.from_numpy(mask[y0:y1, x0:x1])[None, None].float()
+    smooth = F.interpolate(near, (size, size), mode="bilinear", align_corners=False)[0, 0].numpy() > 0.5
+    return pixels, smooth, (np.asarray(box) - [x0, y0, x0, y0]) * size / (x1 - x0)
 
 
 def _describe(value) -> str:

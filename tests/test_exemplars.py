@@ -47,6 +47,15 @@ def test_every_pair_ends_in_one_of_the_two_lists_with_its_reason(root):
     assert len(read_jsonl(root / "discarded.jsonl")[0]) == 6
 
 
+def test_a_class_has_no_more_exemplars_than_its_quota_and_a_miss_does_not_count(root):
+    pairs = [Pair("a", "torn.png", "cat", {"split": "test"}), *(Pair(f"b{n}", "0.png", "cat", {"split": "test"}) for n in range(3)),
+             Pair("c", "0.png", "cat", {"split": "val"}), Pair("d", "0.png", "dog", {"split": "test"})]
+    kept, dropped = build_exemplars(pairs, root, detect, segment, quota={"test": 2})
+    assert [k.exemplar_id for k in kept] == ["b0", "b1", "d"]
+    assert {d.exemplar_id: d.reason for d in dropped} == {"a": "bad image", "b2": "not needed", "c": "not needed"}
+    assert not (root / "masks/b2.png").exists()
+
+
 def test_bad_rows_are_listed(root):
     (root / "exemplars.jsonl").write_text('{"exemplar_id": "x"}\nnot json\n')
     good, bad = load_exemplars(root / "exemplars.jsonl")

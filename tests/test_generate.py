@@ -90,6 +90,9 @@ def test_killed_and_resumed_ends_in_the_same_bytes(learned, tmp_path, monkeypatc
     assert len(calls) == 8 and contents(tmp_path / "part") == contents(tmp_path / "whole")
     with pytest.raises(ValueError, match="other settings"):
         run(learned, tmp_path / "part", Ledger(tmp_path / "p.jsonl"), seed=1)
+    next((tmp_path / "part").glob("*.jpg")).unlink()  # as after the finished folder was put in its place
+    run(learned, tmp_path / "part", Ledger(tmp_path / "p.jsonl"))
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
 def test_bad_delta_is_listed_and_the_pipeline_is_clean(learned, tmp_path):
