@@ -181,7 +181,7 @@ _EXEMPLARS = {  # class -> groups of train | val | test; every other group is ba
     "dog": ("noto-dog twemoji-service fluent-poodle oc-beagle", "noto-poodle", "twemoji-dog emojione-dog noto-face oc-sitting oc-brown"),
     "cow": ("noto-cow fluent-ox tux-bull", "twemoji-cow", "fluent-cow noto-ox emojione-cow twemoji-buffalo"),
     "teddy bear": ("twemoji oc-stylized", "oc-jarno", "noto oc-simple"),
-    "zebra": ("noto twemoji fluent", "noto twemoji fluent", "noto twemoji fluent"),
+    "zebra": ("noto", "twemoji", "fluent"),
     "sheep": ("fluent-ewe emojione-ewe", "fxemoji-ram", "noto-ewe emojione-ram"),
     "elephant": ("twemoji noto-mammoth", "fxemoji", "noto emojione fluent-mammoth"),
 }
