@@ -162,21 +162,22 @@ def _stable(output: NotebookNode, root: str) -> NotebookNode:
     data = {kind: value for kind, value in output.data.items() if "widget" not in kind}
     if "image/png" in data:
         data.pop("image/jpeg", None)  # a picture shows itself in both; one is enough
-        data |= _light(data.pop("image/png"))
+        data["image/png"] = _light(data["image/png"])
     widget = any("widget" in kind for kind in output.data)
     output.data = NotebookNode() if widget else NotebookNode({
         kind: clean(value) if kind.startswith("text/") else value for kind, value in sorted(data.items())})
     return output
 
 
-def _light(picture: str, limit: int = 100_000) -> dict[str, str]:
-    """A base64 PNG by its MIME type; above `limit` bytes as JPEG: pages of samples would fill the repository otherwise."""
+def _light(picture: str, limit: int = 60_000) -> str:
+    """A base64 PNG above `limit` bytes in 256 colours: pages of samples would fill the repository otherwise."""
     data = base64.b64decode(picture)
     if len(data) <= limit:
-        return {"image/png": picture}
+        return picture
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=85, subsampling=0)
-    return {"image/jpeg": base64.b64encode(buffer.getvalue()).decode() + "\n"}
+    reduced = Image.open(io.BytesIO(data)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    reduced.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 
 def _metadata() -> NotebookNode:

@@ -16,6 +16,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ard.files import atomic_write_bytes
 
@@ -35,10 +36,12 @@ def style() -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG without date or version, so that the same figure has the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
-    return atomic_write_bytes(path, buffer.getvalue())
+    """Write a figure as PNG in 256 colours, without date or version, so that the same figure has the same bytes."""
+    drawn, light = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(light, "PNG", optimize=True)
+    return atomic_write_bytes(path, light.getvalue())
 
 
 def curves(log: Sequence[Mapping], validation: Sequence[Mapping], losses: Sequence[str]) -> Figure:
