@@ -6,12 +6,16 @@ Every other module writes through here, so that nothing half-written ever stands
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
+from zipfile import BadZipFile
+
+import numpy as np
 
 PathLike = str | os.PathLike
 
@@ -111,6 +115,24 @@ def sha256_tree(path: PathLike) -> str:
         return "missing"
     files = sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return sha256_bytes("".join(f"{p.relative_to(path).as_posix()} {sha256_file(p)}\n" for p in files).encode())
+
+
+def kept_arrays(path: PathLike | None, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, made and written first when it is not there; with path None they are only made.
+
+    For long work in chunks: a killed run finds the finished ones. The name must tell all that the arrays depend on.
+    """
+    if path is None:
+        return make()
+    if not Path(path).is_file():
+        buffer = io.BytesIO()
+        np.savez(buffer, **make())
+        atomic_write_bytes(path, buffer.getvalue())
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise FileError(f"{path}: not a chunk of arrays ({error}); delete it and run again") from None
 
 
 class Ledger:

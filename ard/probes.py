@@ -6,10 +6,10 @@ no table row; a judge below 90% on real scenes does not count.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from ard.files import atomic_write_bytes
+from ard.files import atomic_write_bytes, kept_arrays
 from ard.generator import Blemish
 
 ASPECTS = ("class", "context", "medium")
@@ -153,11 +153,7 @@ def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, fe
     parts = []
     for start in tqdm(range(0, count, CHUNK), desc="scenes of the probes", mininterval=5, disable=count < 2 * CHUNK):
         path = None if folder is None else Path(folder) / f"scenes-{seed}-{start}.npz"
-        data = path.read_bytes() if path and path.is_file() else _chunk(
-            world, min(CHUNK, count - start), [seed, start], features, blemish)
-        if path and not path.is_file():
-            atomic_write_bytes(path, data)
-        parts.append(np.load(io.BytesIO(data), allow_pickle=False))
+        parts.append(kept_arrays(path, partial(_chunk, world, min(CHUNK, count - start), [seed, start], features, blemish)))
     x = np.concatenate([part["features"] for part in parts])
     probes = Probes({a: fit_probe(x, np.concatenate([part[a] for part in parts])) for a in ASPECTS}, features)
     checks = {}
@@ -167,8 +163,8 @@ def fit_probes(world, count: int = 4000, held_out: int = 1000, seed: int = 0, fe
     return probes, checks
 
 
-def _chunk(world, count: int, seed: list[int], features: Features, blemish: Blemish | None) -> bytes:
-    """Features and labels of `count` scenes as an npz file."""
+def _chunk(world, count: int, seed: list[int], features: Features, blemish: Blemish | None) -> dict[str, np.ndarray]:
+    """Features and labels of `count` scenes."""
     scenes, labels = world_scenes(world, count, seed)
     images = np.stack([s.image for s in scenes])
     if blemish is not None:
@@ -176,6 +172,4 @@ def _chunk(world, count: int, seed: list[int], features: Features, blemish: Blem
         chosen = np.flatnonzero(np.arange(count) // len(world.classes) % 2 == 1)
         if len(chosen):
             images[chosen] = blemish([scenes[k] for k in chosen], sum(seed))
-    buffer = io.BytesIO()
-    np.savez(buffer, features=features(images), **{aspect: np.array(labels[aspect]) for aspect in ASPECTS})
-    return buffer.getvalue()
+    return {"features": features(images), **{aspect: np.array(labels[aspect]) for aspect in ASPECTS}}

@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,3 +97,20 @@ def test_publish_replaces_file_and_folder(tmp_path, monkeypatch):
         files.publish(files.atomic_write_text(files.work_dir(".") / "a.txt", content), tmp_path / "data" / "a.txt")
     assert os.listdir(tmp_path / "data" / "images") == ["two.txt"]
     assert (tmp_path / "data" / "a.txt").read_text() == "two" and len(os.listdir(tmp_path / "data")) == 2
+
+
+def test_arrays_are_made_once_and_a_torn_chunk_is_named(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return {"a": np.arange(3), "names": np.array(["x", "yz"])}
+
+    first, again = (files.kept_arrays(tmp_path / "parts/0.npz", make) for _ in range(2))
+    assert len(calls) == 1 and all(np.array_equal(first[k], again[k]) for k in ("a", "names"))
+    assert np.array_equal(files.kept_arrays(None, make)["a"], np.arange(3)) and len(calls) == 2
+    whole = (tmp_path / "parts/0.npz").read_bytes()
+    for torn in (b"torn", whole[:-20]):
+        (tmp_path / "parts/0.npz").write_bytes(torn)
+        with pytest.raises(files.FileError, match="0.npz.*delete it"):
+            files.kept_arrays(tmp_path / "parts/0.npz", make)

@@ -1,8 +1,8 @@
 """A fixed pool of rendered base scenes with their frozen features, so that the backbone runs once per scene in
 pretraining."""
 
-import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ard.detector.features import PACKED, REGION, VERSION, image_features, region_vectors
-from ard.files import atomic_write_bytes
+from ard.files import kept_arrays
 from ard.generator import Blemish
 from ard.world import World
 
@@ -48,14 +48,7 @@ def build_pool(
     for start in tqdm(range(0, scenes, CHUNK), desc=f"scene pool ({split})", mininterval=2):
         n = min(CHUNK, scenes - start)
         path = Path(folder) / f"pool-{split}-{seed}-{start}-{n}-{VERSION}.npz" if folder else None
-        data = (
-            path.read_bytes()
-            if path and path.is_file()
-            else _chunk(world, n, [seed, start], split, blemish)
-        )
-        if path and not path.is_file():
-            atomic_write_bytes(path, data)
-        parts.append((start, np.load(io.BytesIO(data), allow_pickle=False)))
+        parts.append((start, kept_arrays(path, partial(_chunk, world, n, [seed, start], split, blemish))))
     features = torch.empty(scenes, PACKED, dtype=torch.float16)
     for start, part in parts:
         features[start : start + len(part["features"])] = torch.from_numpy(part["features"])
@@ -66,7 +59,7 @@ def build_pool(
     )
 
 
-def _chunk(world: World, n: int, seed: list[int], split: str, blemish: Blemish | None) -> bytes:
+def _chunk(world: World, n: int, seed: list[int], split: str, blemish: Blemish | None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     scenes = [world.scene(rng, split=split) for _ in range(n)]
     pictures = np.stack([s.image for s in scenes])
@@ -82,9 +75,7 @@ def _chunk(world: World, n: int, seed: list[int], split: str, blemish: Blemish |
             for i in range(0, len(where), 64)
         ]
     )
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    return dict(
         features=features.numpy(),
         regions=regions.half().numpy().reshape(-1, REGION),
         boxes=boxes,
@@ -92,4 +83,3 @@ def _chunk(world: World, n: int, seed: list[int], split: str, blemish: Blemish |
         label=np.array([world.classes.index(o.class_name) for _, o in objects]),
         individual=np.array([o.individual.individual_id for _, o in objects]),
     )
-    return buffer.getvalue()

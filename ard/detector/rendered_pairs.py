@@ -5,7 +5,7 @@ No drawing of an exemplar is among them (`World` splits drawings), and each indi
 the dataset itself.
 """
 
-import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ard.detector.features import IMAGE_SIZE, VERSION, image_features
 from ard.detector.phases import FLIPS, PhaseData, picture_regions
-from ard.files import atomic_write_bytes
+from ard.files import kept_arrays
 from ard.generator import Blemish
 from ard.geometry import to_cxcywh
 from ard.world import Scene, World
@@ -41,10 +41,7 @@ def rendered_pairs(
     for start in tqdm(range(0, individuals, CHUNK), desc="rendered pairs", mininterval=5):
         some = people[start : start + CHUNK]
         path = Path(folder) / f"pairs-{seed}-{views}-{start}-{len(some)}-{VERSION}.npz" if folder else None
-        data = path.read_bytes() if path and path.is_file() else _chunk(world, some, views, [seed, 8, start], blemish)
-        if path and not path.is_file():
-            atomic_write_bytes(path, data)
-        parts.append(np.load(io.BytesIO(data), allow_pickle=False))
+        parts.append(kept_arrays(path, partial(_chunk, world, some, views, [seed, 8, start], blemish)))
     gallery = torch.cat([torch.from_numpy(p["gallery"]) for p in parts], 1)
     queries = torch.cat([torch.from_numpy(p["queries"]) for p in parts], 1)
     source = np.repeat(np.arange(individuals), views)
@@ -81,7 +78,7 @@ def _different_individuals(world: World, count: int, rng: np.random.Generator) -
     raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
 
 
-def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Blemish | None) -> bytes:
+def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Blemish | None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     photos: list[Scene] = [world.scene(rng, [person], medium="photo") for person in people]
     asked: list[Scene] = [world.scene(rng, [person], fillers=0) for person in people for _ in range(views)]
@@ -96,6 +93,4 @@ def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Ble
         queries.append(picture_regions(image_features, moved, places).numpy())
         here = np.concatenate([flip.boxes([s.objects[0].box], 0)[0] for s in photos])
         boxes.append(np.repeat(to_cxcywh(here, IMAGE_SIZE, IMAGE_SIZE), views, 0))
-    buffer = io.BytesIO()
-    np.savez(buffer, gallery=np.stack(gallery), queries=np.stack(queries), boxes=np.stack(boxes))
-    return buffer.getvalue()
+    return {"gallery": np.stack(gallery), "queries": np.stack(queries), "boxes": np.stack(boxes)}
