@@ -36,8 +36,8 @@ class Delta:
     """Token rows (n, width) and all changes of weights as one flat vector, laid out by `layout(pipe, ...)`.
 
     One vector, because a safetensors header of a hundred names would be larger than the numbers of a rank-1 change. On
-    disk its numbers have 4 bits, each `BLOCK` of them a scale of its own, off by a fourteenth of the block's largest at most:
-    a finer number buys less likeness than a higher rank at the same size.
+    disk its numbers have 4 bits, each `BLOCK` of them a scale of its own in float16, off by a fourteenth of the block's
+    largest at most while that is above 1e-3: a finer number buys less likeness than a higher rank at the same size.
     """
 
     rows: Tensor
