@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.figure import Figure
 
 from ard.plots import COLOURS, TRUTH, tile
@@ -37,12 +38,12 @@ def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str
     return figure
 
 
-def concepts_figure(dataset: Dataset, split: str, per_class: int, queries: int = 5) -> Figure:
-    """Exemplars with R_X, beside each the queries that were generated from it, with R_Q."""
+def concepts_figure(dataset: Dataset, split: str, per_class: int, queries: int = 6) -> Figure:
+    """Exemplars with R_X, beside each queries that were generated from it, with R_Q, evenly spaced over the templates."""
     concepts: dict[str, dict[str, list[Sample]]] = {}
     for sample in dataset.samples[split]:
         concepts.setdefault(sample.class_name, {}).setdefault(sample.concept_id, []).append(sample)
-    rows = [sorted(found, key=lambda s: s.template)[:queries]
+    rows = [spaced(sorted(found, key=lambda s: s.template), queries)
             for name in sorted(concepts) for _, found in sorted(concepts[name].items())[:per_class]]
     figure, panels = plt.subplots(len(rows), queries + 1, figsize=(1.35 * (queries + 1), 1.5 * len(rows)), squeeze=False)
     for axes in panels.ravel():
@@ -54,6 +55,16 @@ def concepts_figure(dataset: Dataset, split: str, per_class: int, queries: int =
             shown(axes, dataset.pixels(sample.query_file), sample.query_box, f"{sample.medium}"[:16])
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.08, hspace=0.3)
     return figure
+
+
+def spaced(items: Sequence, count: int) -> list:
+    """At most `count` of the items, evenly spaced, the first and the last among them.
+
+    >>> spaced("abcdefg", 3), spaced("ab", 3)
+    (['a', 'd', 'g'], ['a', 'b'])
+    """
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[i] for i in places]
 
 
 def shown(axes, image, box, title: str, frame: str | None = None, colour: str | None = None) -> None:
