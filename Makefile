@@ -2,6 +2,7 @@
 # make test     set up .venv, run all tests, with every notebook at smoke size
 # make smoke    the whole pipeline at smoke size, pretraining included, in the folder smoke/
 # make rebuild  everything from nothing, pretraining included: hours; an estimate first; killed, it goes on where it was
+# make ablations   what each setting of the detector is worth, on validation: hours; an estimate first
 # make lock     resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= $(CURDIR)/.venv
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 
 # Stages run in a shell that must find this environment's python.
 export PATH := $(VENV)/bin:$(PATH)
-.PHONY: repro test smoke rebuild lock
+.PHONY: repro test smoke rebuild ablations lock
 .DEFAULT_GOAL := repro
 
 repro: $(READY)
@@ -25,6 +26,10 @@ rebuild: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate --all
 	$(VENV)/bin/python -m ard.provenance
 	$(VENV)/bin/dvc commit --force
+
+ablations: $(READY)
+	$(VENV)/bin/python -m ard.run --estimate 20_ablations
+	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

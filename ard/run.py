@@ -43,7 +43,7 @@ from ard import provenance
 from ard.config import ConfigError
 from ard.files import FileError, Ledger, atomic_write_json, read_json, sha256_bytes, sha256_tree
 from ard.notebook import NotebookError
-from ard.stages import Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages, workspace_of
+from ard.stages import PIPELINES, Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages, workspace_of
 
 # The same in every run of a stage, whoever starts it.
 ENVIRONMENT = {
@@ -192,10 +192,10 @@ def run_all(root: Path, profile: str, params: Path) -> None:
     ledger.path.unlink()
 
 
-def print_estimate(root: Path) -> None:
-    """Print how long each stage took when it was last run, from the provenance files."""
+def print_estimate(root: Path, name: str = "") -> None:
+    """Print how long each stage of the main job took when it was last run, or the stage `name` alone, from provenance files."""
     total = 0.0
-    for stage in stages(root):
+    for stage in [s for s in stages(root, *PIPELINES) if s.name == name] or stages(root):
         file = root / "notebooks" / "executed" / f"{stage.name}.provenance.json"
         seconds = read_json(file).get("seconds") if file.exists() else None
         total += seconds or 0.0
@@ -217,11 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("name a notebook, or --all")
     try:
         if given.estimate:
-            print_estimate(root)
+            print_estimate(root, given.name or "")
         if given.all:
             run_all(root, given.profile, given.params.resolve())
-        elif given.name:
-            name, pipeline = given.name.removesuffix(".ipynb"), stages(root)
+        elif given.name and not given.estimate:
+            name, pipeline = given.name.removesuffix(".ipynb"), stages(root, *PIPELINES)
             stage = next((stage for stage in pipeline if stage.name == name), Stage(name))
             prepare_workspace(root, workspace_of(root, given.profile), [stage], pipeline)
             execute(Run(stage, root, given.profile, given.params.resolve()))

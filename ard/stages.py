@@ -12,6 +12,7 @@ from ard.files import FileError
 from ard.provenance import source_notebook
 
 COMMAND = "python -m ard.run "
+PIPELINES = ("dvc.yaml", "ablations/dvc.yaml")  # the main job, and what is run only when asked
 
 @dataclass(frozen=True)
 class Stage:
@@ -28,14 +29,14 @@ class Stage:
         return self.name.split("_", 1)[-1]
 
 
-def stages(root: Path) -> list[Stage]:
-    """The notebook stages of dvc.yaml in its order, which is the order of the data flow."""
+def stages(root: Path, *files: str) -> list[Stage]:
+    """The notebook stages of dvc.yaml in its order, which is the order of the data flow; `files` names other pipelines."""
     def paths(items: list) -> list[str]:
         return [item if isinstance(item, str) else next(iter(item)) for item in items]
 
-    file = root / "dvc.yaml"
+    listed = [root / name for name in files or ("dvc.yaml",)]
     found = []
-    for name, entry in (read_yaml(file).get("stages") or {}).items() if file.exists() else ():
+    for name, entry in (pair for file in listed if file.exists() for pair in (read_yaml(file).get("stages") or {}).items()):
         if str(entry.get("cmd", "")).startswith(COMMAND):
             deps = [path for path in paths(entry.get("deps", [])) if not path.startswith(".code/")]
             outs = [path for kind in ("outs", "metrics", "plots") for path in paths(entry.get(kind, []))]

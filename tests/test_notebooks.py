@@ -17,10 +17,10 @@ from ard import notebook as nb
 from ard.config import load_params, read_yaml
 from ard.provenance import source_notebook
 from ard.run import Run
-from ard.stages import prepare_workspace, stages
+from ard.stages import PIPELINES, prepare_workspace, stages
 
 ROOT = Path(__file__).parents[1]
-PIPELINE = stages(ROOT)
+PIPELINE = stages(ROOT, *PIPELINES)
 SOURCES = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if source_notebook(path.relative_to(ROOT)))
 NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
          "-q", "--tb=short", "-p", "no:cacheprovider"]
@@ -55,7 +55,8 @@ def test_every_notebook_is_a_stage_and_every_stage_a_notebook():
 
 
 def test_each_stage_depends_on_its_code_its_section_and_earlier_stages():
-    entries, sections = read_yaml(ROOT / "dvc.yaml")["stages"], load_params(ROOT / "params.yaml")
+    entries = {name: entry for file in PIPELINES for name, entry in read_yaml(ROOT / file)["stages"].items()}
+    sections = load_params(ROOT / "params.yaml")
     made = {}
     for position, stage in enumerate(PIPELINE):
         entry = entries[stage.name]

@@ -1,0 +1,116 @@
+"""The ablation table: both phases of the AR detector with some settings changed, each row asked the same validation queries.
+
+Between the notebooks 06, 07, whose settings a row changes, and the table that says what each setting is worth. The test
+split is never read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ard.baselines.methods import pick_queries
+from ard.config import ConfigError, nearest
+from ard.detector.features import FeatureCache
+from ard.detector.method import DetectorMethod
+from ard.detector.model import AttributionGroundingDinoForObjectDetection, load_detector
+from ard.detector.phases import PhaseData, train_phase1, train_phase2
+from ard.detector.rendered_pairs import joined
+from ard.detector.train import TrainSettings
+from ard.files import Ledger
+from ard.intervals import bootstrap_mean, paired_difference
+from ard.metrics import evaluate, values
+from ard.records import Dataset, Sample
+
+Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml
+PHASES = ("ARD-", "ARD")
+MEASURES = ("recall_1", "recall_1_ungated", "same_class_recall_1", "box_acc")
+
+
+def changed_settings(base: Settings, changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`base` with values put over it; ConfigError names a key that is not there and the nearest one.
+
+    >>> changed_settings({"phase1": {"rivals": 2, "steps": 800}}, {"phase1.rivals": 0})
+    {'phase1': {'rivals': 0, 'steps': 800}}
+    """
+    made = {section: dict(values) for section, values in base.items()}
+    known = [f"{section}.{key}" for section, values in base.items() for key in values]
+    for name, value in changes.items():
+        if name not in known:
+            raise ConfigError(f"ablation: no setting '{name}'; {nearest(name, known)}")
+        section, key = name.split(".", 1)
+        made[section][key] = value
+    return made
+
+
+def learn(start: str | Path, positives: PhaseData, pairs: Callable[[int], PhaseData], settings: Settings, names: Sequence[str],
+          folder: str | Path) -> AttributionGroundingDinoForObjectDetection:
+    """The detector after both phases from the exemplar-prompted detector in `start`, as 06 and 07 train it.
+
+    positives: AD+ train. pairs: so many rendered individuals as AD+ (`rendered_pairs`), asked for when the settings want
+    them. folder: checkpoints; a killed run goes on.
+    """
+    first, second = settings["phase1"], settings["phase2"]
+    model = load_detector(start)
+    if first["likeness"]:
+        model.add_likeness(first["seed"])
+    data = joined(positives, pairs(first["rendered"])) if first["rendered"] else positives
+    train_phase1(model, data, names, _training(first, first["batch_size"]), Path(folder) / "phase1",
+                 *(first[key] for key in ("other_names", "rivals", "absent")))
+    train_phase2(model, positives, _training(second, second["positives"]), Path(folder) / "phase2",
+                 *(second[key] for key in ("k", "lambda_cls", "lambda_reg")))
+    return model.eval()
+
+
+def _training(section: Mapping[str, Any], batch_size: int) -> TrainSettings:
+    same = ("steps", "learning_rate", "schedule", "warmup", "losses", "clip", "autocast", "seed")
+    return TrainSettings(batch_size=batch_size, **{key: section[key] for key in same if key in section})
+
+
+def validation_samples(dataset: Dataset, per_exemplar: int) -> tuple[Sample, ...]:
+    """`per_exemplar` validation queries of each exemplar; 0 is all."""
+    return tuple(pick_queries(dataset.samples["val"], per_exemplar or None))
+
+
+def hits(model: AttributionGroundingDinoForObjectDetection, dataset: Dataset, samples: Sequence[Sample], cache: FeatureCache
+         ) -> dict[str, dict[str, list[float]]]:
+    """{"ARD-", "ARD"} -> measure -> a value for each of the validation `samples`, in their order."""
+    method, gallery, found = DetectorMethod(model, cache), dataset.open_gallery("val"), {}
+    both = {s.sample_id: method.rank_both(dataset.query(s), gallery) for s in tqdm(samples, desc="ablation", mininterval=5)}
+    for phase in PHASES:
+        by_id = {o.facts.sample.sample_id: o for o in evaluate({i: a[phase] for i, a in both.items()}, dataset, "val")}
+        measured = values([by_id[s.sample_id] for s in samples], gated=True)
+        found[phase] = {name: [float(v) for v in measured[name]] for name in MEASURES}
+    return found
+
+
+def run_rows(rows: Mapping[str, Mapping[str, Any]], base: Settings, ledger: Ledger,
+             train: Callable[[str, Settings], AttributionGroundingDinoForObjectDetection],
+             ask: Callable[[AttributionGroundingDinoForObjectDetection], dict]) -> dict[str, dict]:
+    """{row: hits}, in the order of `rows` (row -> changes of settings); a row that stands in the ledger is not run again."""
+    wanted = {name: changed_settings(base, changes) for name, changes in rows.items()}  # all wrong keys before any training
+    for name, settings in wanted.items():
+        if name not in ledger:
+            ledger.add(name, hits=ask(train(name, settings)))
+    return {name: ledger[name]["hits"] for name in rows}
+
+
+def ablation_table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], samples: Sequence[Sample]) -> list[dict]:
+    """A row for each setting and phase: shares on validation, gated Recall@1 with its interval, and the paired difference of
+    that to the first row's of the same phase. Intervals resample exemplars."""
+    owners, reference = [s.concept_id for s in samples], next(iter(found.values()))
+    table = []
+    for name, phases in found.items():
+        for phase in PHASES:
+            mine = phases[phase]
+            mean = bootstrap_mean(mine["recall_1"], owners)
+            gap = paired_difference(mine["recall_1"], reference[phase]["recall_1"], owners)
+            table.append({"row": name, "method": phase, "recall_1": mean.mean, "ci_low": mean.low, "ci_high": mean.high,
+                          "difference": gap.mean, "difference_low": gap.low, "difference_high": gap.high,
+                          **{key: float(np.mean(mine[key])) for key in MEASURES[1:]},
+                          "n_queries": len(samples), "n_exemplars": len(set(owners))})
+    return table

@@ -1,0 +1,86 @@
+"""The ablation table: a wrong setting is refused before anything is trained, a killed run goes on, differences are paired."""
+
+import numpy as np
+import pytest
+
+from ard import ablation
+from ard.config import ConfigError
+from ard.detector.features import FeatureCache
+from ard.files import Ledger
+from tests.detector.conftest import NAMES
+from tests.detector.conftest import phase_data, toy  # noqa: F401
+from tests.toy_attribution import tiny_detector, toy_dataset
+
+BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0, "losses": "groundingdino",
+                   "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False,
+                   "seed": 0, "validate_every": 7},
+        "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
+                   "lambda_cls": 1.0, "lambda_reg": 0.5, "seed": 0}}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return toy_dataset(tmp_path_factory.mktemp("toy"))
+
+
+def test_a_wrong_key_is_refused_before_any_row_is_trained(tmp_path):
+    rows, trained = {"as used": {}, "typo": {"phase1.rival": 0}}, []
+    with pytest.raises(ConfigError, match="phase1.rival.*did you mean 'phase1.rivals'"):
+        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), lambda *a: trained.append(a), lambda m: {})
+    assert not trained and BASE["phase1"]["rivals"] == 1
+
+
+def test_rows_that_are_done_are_not_trained_again(tmp_path):
+    rows, trained = {"a": {}, "b": {"phase1.rivals": 0}, "c": {"phase2.k": 6}}, []
+
+    def train(name, settings):
+        if name == "c" and len(trained) == 2:
+            trained.append(None)
+            raise KeyboardInterrupt
+        trained.append((name, settings["phase1"]["rivals"], settings["phase2"]["k"]))
+        return name
+
+    with pytest.raises(KeyboardInterrupt):
+        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model: {"of": model})
+    found = ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model: {"of": model})
+    assert trained == [("a", 1, 2), ("b", 0, 2), None, ("c", 1, 6)]
+    assert found == {name: {"of": name} for name in rows}
+
+
+def test_differences_are_paired_with_the_first_row(dataset):
+    samples = ablation.validation_samples(dataset, 0)
+    rng = np.random.default_rng(0)
+    right = (rng.random(len(samples)) < 0.5).astype(float)
+
+    def phases(shift):
+        same = {name: list(right) for name in ablation.MEASURES}
+        return {"ARD-": same, "ARD": {**same, "recall_1": list(np.clip(right - shift, 0, 1))}}
+
+    table = ablation.ablation_table({"as used": phases(0), "worse": phases(1)}, samples)
+    assert [(r["row"], r["method"]) for r in table] == [("as used", "ARD-"), ("as used", "ARD"), ("worse", "ARD-"), ("worse", "ARD")]
+    assert table[0]["difference"] == table[2]["difference"] == 0 and table[3]["difference"] == -right.mean()
+    assert table[3]["difference_low"] <= -right.mean() <= table[3]["difference_high"]
+    assert table[3]["recall_1"] == 0 and table[3]["same_class_recall_1"] == pytest.approx(right.mean())
+
+
+def test_hits_are_in_the_order_of_the_samples(dataset):
+    samples = ablation.validation_samples(dataset, 0)
+    model, cache = tiny_detector(), FeatureCache()
+    whole = ablation.hits(model, dataset, samples, cache)
+    back = ablation.hits(model, dataset, samples[::-1], cache)
+    assert whole.keys() == {"ARD-", "ARD"} and set(whole["ARD"]) == set(ablation.MEASURES)
+    assert all(whole[p][m] == back[p][m][::-1] and len(whole[p][m]) == len(samples) for p in whole for m in whole[p])
+
+
+def test_what_is_switched_off_is_not_trained(dataset, phase_data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ablation, "load_detector", lambda folder: tiny_detector())
+
+    def pairs(count):
+        raise AssertionError("no rendered pairs were wanted")
+
+    paper = ablation.changed_settings(BASE, {"phase1.likeness": False, "phase1.rivals": 0, "phase1.absent": 0.0})
+    plain = ablation.learn("", phase_data, pairs, paper, NAMES, tmp_path / "paper")
+    ours = ablation.learn("", phase_data, pairs, BASE, NAMES, tmp_path / "ours")
+    assert plain.likeness_head is None and ours.likeness_head is not None and plain.config.adapters
+    with pytest.raises(AssertionError, match="no rendered pairs"):
+        ablation.learn("", phase_data, pairs, ablation.changed_settings(BASE, {"phase1.rendered": 3}), NAMES, tmp_path / "r")
