@@ -1,6 +1,7 @@
-"""`python -m ard.readme`: writes Table 2 into README.md between its markers, so that no number there is typed by hand.
+"""`python -m ard.readme`: writes Table 2 and the ablations into README.md between their markers, so that no number there is
+typed by hand.
 
-Reads data/tables/table2.csv; without it the README says that there are no results yet.
+Reads data/tables/table2.csv and data/ablations/rows.csv; without the first the README says that there are no results yet.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from ard.files import FileError, atomic_write_text
 
 START, END = "<!-- results: written by python -m ard.readme -->", "<!-- end of results -->"
+ROWS_START, ROWS_END = "<!-- ablations: written by python -m ard.readme -->", "<!-- end of ablations -->"
 NOTHING = "There are no results to show yet: the base models are still in training. `make repro` prints them once they ship."
 EVALUATE = "python -m ard.run 08_evaluate"
 # What has to run before the evaluation to make a row's model anew.
@@ -47,20 +49,39 @@ def results(table2: str | None) -> str:
     return "\n".join(lines)
 
 
-def filled(readme: str, table2: str | None) -> str:
-    """The README with its results replaced. Raises FileError when the markers are not there, once each and in order."""
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise FileError(f"README.md: expected one line '{START}' and after it one line '{END}'")
-    head, tail = readme.split(START)[0], readme.split(END)[1]
-    return f"{head}{START}\n{results(table2)}\n{END}{tail}"
+def ablations(rows: str) -> str:
+    """The Markdown of the ablation table, from the text of rows.csv: ARD after both phases, and its distance to the first row."""
+    shown = [row for row in csv.DictReader(io.StringIO(rows)) if row["method"] == "ARD"]
+    lines = ["| row | gated Recall@1 [95%] | within the class | difference to the first row, paired [95%] |", "|" + " --- |" * 4]
+    for number, row in enumerate({key: _short(value) for key, value in row.items()} for row in shown):
+        gap = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]" if number else ""
+        lines.append(f"| {row['row']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['same_class_recall_1']} | {gap} |")
+    return "\n".join(lines)
+
+
+def filled(readme: str, table2: str | None, rows: str | None = None) -> str:
+    """The README with its results replaced, and its ablations where `rows` (the text of rows.csv) is given.
+
+    Raises FileError when the markers are not there, once each and in order.
+    """
+    page = _between(readme, START, END, results(table2))
+    return page if rows is None else _between(page, ROWS_START, ROWS_END, ablations(rows))
+
+
+def _between(readme: str, start: str, end: str, text: str) -> str:
+    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
+        raise FileError(f"README.md: expected one line '{start}' and after it one line '{end}'")
+    head, tail = readme.split(start)[0], readme.split(end)[1]
+    return f"{head}{start}\n{text}\n{end}{tail}"
 
 
 def main(root: Path = Path(".")) -> int:
-    """Fill README.md from data/tables/table2.csv; returns the exit status."""
-    readme, table2 = root / "README.md", root / "data/tables/table2.csv"
-    text = table2.read_text(encoding="utf-8") if table2.is_file() else None
+    """Fill README.md from the two tables; returns the exit status."""
+    readme = root / "README.md"
+    table2, rows = (path.read_text(encoding="utf-8") if path.is_file() else None
+                    for path in (root / "data/tables/table2.csv", root / "data/ablations/rows.csv"))
     try:
-        atomic_write_text(readme, filled(readme.read_text(encoding="utf-8"), text))
+        atomic_write_text(readme, filled(readme.read_text(encoding="utf-8"), table2, rows))
     except FileError as error:
         print(f"ard.readme: {error}", file=sys.stderr)
         return 1

@@ -40,6 +40,18 @@ def test_only_the_part_between_the_markers_is_written(tmp_path):
     assert (tmp_path / "README.md").read_text() == readme.filled(PAGE, table())
 
 
+def test_ablations_stand_between_their_own_markers():
+    cells = "row,method,recall_1,ci_low,ci_high,difference,difference_low,difference_high,same_class_recall_1"
+    rows = f"{cells}\nas used,ARD-,1,1,1,0,0,0,1\nas used,ARD,.5,.4,.6,0,0,0,.7\npaper,ARD,.1,.05,.15,-.4,-.5,-.3,.25\n"
+    page = f"{PAGE}{readme.ROWS_START}\nold\n{readme.ROWS_END}\nend\n"
+    text = readme.filled(page, table(), rows)
+    assert "| as used | 0.500 [0.400, 0.600] | 0.700 |  |" in text and text.endswith(f"{readme.ROWS_END}\nend\n")
+    assert "| paper | 0.100 [0.050, 0.150] | 0.250 | -0.400 [-0.500, -0.300] |" in text and "1.000" not in text
+    assert readme.filled(text, table(), rows) == text
+    with pytest.raises(FileError, match="ablations"):
+        readme.filled(PAGE, table(), rows)
+
+
 def test_missing_markers_are_named(tmp_path, capsys):
     with pytest.raises(FileError, match="expected one line"):
         readme.filled("no markers", None)
@@ -55,4 +67,5 @@ def test_committed_readme_shows_the_committed_table():
     page = committed("README.md")
     if page is None:
         pytest.skip("not a git clone")
-    assert readme.filled(page, committed("data/tables/table2.csv")) == page, "run: python -m ard.readme"
+    tables = committed("data/tables/table2.csv"), committed("data/ablations/rows.csv")
+    assert readme.filled(page, *tables) == page, "run: python -m ard.readme"
