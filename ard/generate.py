@@ -114,7 +114,8 @@ def generate_all(pipe, exemplars: Sequence[Exemplar], learned: Sequence[dict], r
     """Queries of every learned concept into `out`; returns kept and rejected images, and concepts that failed.
 
     learned: rows of `customize_all` (exemplar_id, token, delta). Files of exemplars are relative to `root`. A concept
-    whose row stands in `ledger` is read back, not drawn again; its records lie beside the ledger. Writes `queries.jsonl`, `rejected.jsonl`, `failed.jsonl`.
+    whose row stands in `ledger` is read back, not drawn again; its records lie beside the ledger. Writes `queries.jsonl`,
+    `rejected.jsonl`, `failed.jsonl`.
     """
     by_id, out = {e.exemplar_id: e for e in exemplars}, Path(out)
     drawn, failed = [], []

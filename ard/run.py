@@ -40,7 +40,7 @@ import nbformat
 
 from ard import notebook as notebooks
 from ard import provenance
-from ard.config import ConfigError
+from ard.config import ConfigError, nearest
 from ard.files import FileError, Ledger, atomic_write_json, read_json, sha256_bytes, sha256_tree
 from ard.notebook import NotebookError
 from ard.stages import PIPELINES, Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages, workspace_of
@@ -193,9 +193,16 @@ def run_all(root: Path, profile: str, params: Path) -> None:
 
 
 def print_estimate(root: Path, name: str = "") -> None:
-    """Print how long each stage of the main job took when it was last run, or the stage `name` alone, from provenance files."""
+    """Print how long each stage of the main job took when it was last run, or the stage `name` of any pipeline alone.
+
+    Read from provenance files. Raises ConfigError when no pipeline has a stage of this name.
+    """
+    known = stages(root, *PIPELINES) if name else stages(root)
+    asked = [stage for stage in known if name in ("", stage.name)]
+    if name and not asked:
+        raise ConfigError(f"no stage '{name}' in {' or '.join(PIPELINES)}; {nearest(name, [s.name for s in known])}")
     total = 0.0
-    for stage in [s for s in stages(root, *PIPELINES) if s.name == name] or stages(root):
+    for stage in asked:
         file = root / "notebooks" / "executed" / f"{stage.name}.provenance.json"
         seconds = read_json(file).get("seconds") if file.exists() else None
         total += seconds or 0.0

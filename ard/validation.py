@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ard.detector.features import FeatureCache
 from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.phases import PhaseData
-from ard.detector.train import TrainSettings, supervised_loss, train
+from ard.detector.train import TrainSettings
 from ard.files import atomic_write_bytes, read_jsonl, write_jsonl
 from ard.metrics import evaluate, table2_row, to_csv
 from ard.records import Dataset
@@ -96,23 +97,17 @@ def resumed_at(folder: str | Path) -> int:
 def watched_phase1(model, data: PhaseData, names: Sequence[str], settings: TrainSettings, watch: Watch,
                    other_names: int = 4, rivals: int = 0, absent: float = 0.0) -> tuple[list[dict], list[dict]]:
     """`phases.train_phase1` with a watch: ARD- in place; returns rows of the loss and rows of the validation."""
-    model.set_adapters(False)
-    phases.set_trainable(model, adapters=False)
-    batches = phases.phase1_batches(data, names, settings.batch_size, other_names, rivals, absent)
-    return _watched(model, batches, settings, supervised_loss(settings), watch, "phase 1")
+    log = phases.train_phase1(model, data, names, settings, watch.folder, other_names, rivals, absent,
+                              partial(watch.wrap, steps=settings.steps))
+    watch.ask(model, settings.steps)
+    return log, watch.rows()
 
 
 def watched_phase2(model, data: PhaseData, settings: TrainSettings, watch: Watch, k: int = 4, lambda_cls: float = 1.0,
                    lambda_reg: float = 0.5) -> tuple[list[dict], list[dict]]:
     """`phases.train_phase2` with a watch: ARD in place, F and F~ alone; returns the rows of loss and validation."""
-    model.set_adapters(True)
-    phases.set_trainable(model, adapters=True)
-    batches = phases.phase2_batches(data, settings.batch_size, k)
-    return _watched(model, batches, settings, phases.phase2_loss(settings, lambda_cls, lambda_reg), watch, "phase 2")
-
-
-def _watched(model, batches, settings, loss_of, watch, name) -> tuple[list[dict], list[dict]]:
-    log = train(model, batches, settings, watch.folder, watch.wrap(loss_of, settings.steps), name)
+    log = phases.train_phase2(model, data, settings, watch.folder, k, lambda_cls, lambda_reg,
+                              partial(watch.wrap, steps=settings.steps))
     watch.ask(model, settings.steps)
     return log, watch.rows()
 

@@ -16,7 +16,7 @@ from ard.detector.criterion import SETTINGS, make_targets, set_loss
 from ard.detector.features import IMAGE_SIZE, FeatureCache, region_vectors
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.prompts import Phrase, build_prompt, phrase_map
-from ard.detector.train import Batch, TrainSettings, train
+from ard.detector.train import Batch, TrainSettings, supervised_loss, train
 from ard.geometry import Transform, to_cxcywh
 from ard.records import Dataset, Sample
 
@@ -81,6 +81,11 @@ def picture_regions(
     return torch.cat(parts)
 
 
+def unwatched(loss_of: Callable) -> Callable:
+    """The loss as it is."""
+    return loss_of
+
+
 # ---- phase 1 ---------------------------------------------------------------------------------------------------------
 def phase1_batches(
     data: PhaseData,
@@ -143,12 +148,16 @@ def train_phase1(
     other_names: int = 4,
     rivals: int = 0,
     absent: float = 0.0,
+    watched: Callable[[Callable], Callable] = unwatched,
 ) -> list[dict]:
-    """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector."""
+    """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector.
+
+    watched: puts something that is done at every step around the loss, such as a look at validation.
+    """
     model.set_adapters(False)
     set_trainable(model, adapters=False)
     batches = phase1_batches(data, names, settings.batch_size, other_names, rivals, absent)
-    return train(model, batches, settings, folder, name="phase 1")
+    return train(model, batches, settings, folder, watched(supervised_loss(settings)), name="phase 1")
 
 
 # ---- phase 2 ---------------------------------------------------------------------------------------------------------
@@ -224,15 +233,10 @@ def train_phase2(
     k: int = 4,
     lambda_cls: float = 1.0,
     lambda_reg: float = 0.5,
+    watched: Callable[[Callable], Callable] = unwatched,
 ) -> list[dict]:
     """ARD: F and F~ from the identity, everything else as phase 1 left it; `batch_size` counts positives."""
     model.set_adapters(True)
     set_trainable(model, adapters=True)
-    return train(
-        model,
-        phase2_batches(data, settings.batch_size, k),
-        settings,
-        folder,
-        phase2_loss(settings, lambda_cls, lambda_reg),
-        name="phase 2",
-    )
+    batches = phase2_batches(data, settings.batch_size, k)
+    return train(model, batches, settings, folder, watched(phase2_loss(settings, lambda_cls, lambda_reg)), name="phase 2")
