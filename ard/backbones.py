@@ -77,7 +77,11 @@ def efficientnet_lite0() -> nn.Module:
 @lru_cache(maxsize=1)
 def minilm() -> tuple[BertModel, BertTokenizer]:
     """MiniLM-L6 (384-d BERT) and its WordPiece tokenizer, frozen; one copy per process."""
-    folder = packaged_file(MINILM).parent
-    model = BertModel.from_pretrained(folder, local_files_only=True)
+    return freeze(BertModel.from_pretrained(packaged_file(MINILM).parent, local_files_only=True)), wordpieces()
+
+
+@lru_cache(maxsize=1)
+def wordpieces() -> BertTokenizer:
+    """The tokenizer of bert-base-uncased and bert-large-uncased, whose vocabulary comes with MiniLM."""
     # the vocabulary goes in by position: transformers 5 ignores the keyword `vocab_file`
-    return freeze(model), BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True)
+    return BertTokenizer(str(packaged_file(MINILM).parent / "vocab.txt"), do_lower_case=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ard.detector.model import Match
+from ard.detector.joint import Match
 
 ALPHA, GAMMA = 0.25, 2.0
 

@@ -1,33 +1,23 @@
-"""The detector: transformers' MM Grounding DINO at small width, cut where it can be cached (DESIGN 7; FACTS 1.2, 12).
+"""The detector at the mini world's size: frozen packed features and MiniLM words before the joint part (FACTS 1.2, 12).
 
 `encode_image` and `encode_query` are frozen and cacheable; `match` is the joint, trainable part. The frozen backbones
-stay
-outside the module, so a saved folder holds trained weights only.
+stay outside the module, so a saved folder holds trained weights only.
 """
 
 import copy
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, ResNetConfig
-from transformers import initialization as init
-from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
-    MMGroundingDinoContrastiveEmbedding,
-    MMGroundingDinoEncoder,
-    MMGroundingDinoFusionLayer,
-    encode_sinusoidal_position_embedding,
-)
+from transformers import BertConfig, MMGroundingDinoConfig, ResNetConfig
 
 from ard.detector.features import IMAGE_SIZE, LEVELS, REGION, image_features, region_vectors, unpack
-from ard.detector.prompts import EXEMPLAR, TEXT_SIZE, Phrase, Prompt, build_prompt, phrase_attention, positions
+from ard.detector.joint import JointDetector, Match, Scene
+from ard.detector.prompts import EXEMPLAR, TEXT_SIZE, Phrase, Prompt, build_prompt
 from ard.files import FileError, publish
-
-ABSENT = -1e4  # logit of padding tokens: finite, so that neither loss nor gradient becomes NaN
 
 
 class AttributionConfig(MMGroundingDinoConfig):
@@ -52,6 +42,7 @@ class AttributionConfig(MMGroundingDinoConfig):
     fusion_scale: float = 0.3  # transformers starts fusion at 1e-4, which suits fine-tuning only
     score_rule: str = "mean"  # how text and exemplar probabilities become one: "mean" or "product"
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
+    scaled_logits: bool = True  # token logits divided by sqrt(d), with a bias (MM Grounding DINO)
     likeness: bool = False  # regions and exemplars also compared by what is in them (not in the paper)
 
     def __post_init__(self, **kwargs):
@@ -67,26 +58,6 @@ class AttributionConfig(MMGroundingDinoConfig):
         if self.score_rule not in ("mean", "product"):
             raise ValueError(f"score_rule: expected 'mean' or 'product', found {self.score_rule!r}")
         super().__post_init__(**kwargs)
-
-
-class ScoreHead(nn.Module):
-    """Token logits F(x) . F~(y) / sqrt(d) + bias. F and F~ start as the identity and are skipped in phase 1 (paper,
-    eq. 1)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.region = nn.Linear(width, width)  # F
-        self.token = nn.Linear(width, width)  # F~
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def forward(self, regions: Tensor, tokens: Tensor, present: Tensor, adapted: bool) -> Tensor:
-        """(B, ..., N, d) regions and (B, T, d) tokens -> (B, ..., N, T) logits."""
-        if adapted:
-            regions, tokens = self.region(regions), self.token(tokens)
-        extra = regions.dim() - tokens.dim()
-        tokens = tokens[(slice(None), *[None] * extra)]
-        logits = regions @ tokens.transpose(-1, -2) * regions.shape[-1] ** -0.5 + self.bias
-        return logits.masked_fill(~present[(slice(None), *[None] * (extra + 1))], ABSENT)
 
 
 class LikenessHead(nn.Module):
@@ -111,70 +82,20 @@ class LikenessHead(nn.Module):
         return self.scale * (a @ b.transpose(-1, -2) - self.threshold) * wanted
 
 
-@dataclass
-class Match:
-    """What `match` returns; `boxes` and `logits` are the last decoder layer's answer for N regions."""
-
-    layer_boxes: Tensor  # (B, L, N, 4) cxcywh in [0, 1] of every decoder layer; of the last alone when not training
-    layer_logits: Tensor  # (B, L, N, T)
-    encoder_boxes: Tensor  # (B, K, 4) cxcywh of the first stage
-    encoder_logits: Tensor  # (B, K, T)
-    regions: Tensor  # (B, N, d) x of the last layer
-    tokens: Tensor  # (B, T, d) y after the encoder
-    present: Tensor  # (B, T)
-    likeness: Tensor  # (B, N, T) what the likeness head added to the last layer's logits; 0 without one
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, N, T)."""
-        return self.layer_logits[:, -1]
-
-    @property
-    def boxes(self) -> Tensor:
-        """(B, N, 4) xyxy pixels, clipped to the picture."""
-        centre, half = self.layer_boxes[:, -1].split(2, -1)
-        half = half / 2
-        return torch.cat([centre - half, centre + half], -1).clamp(0, 1) * IMAGE_SIZE
-
-
-class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetection):
+class AttributionGroundingDinoForObjectDetection(JointDetector):
     """One class for three uses: open-set detector, exemplar-prompted detector (CountGD's place) and AR detector."""
 
     config_class = AttributionConfig
     config: AttributionConfig
-    _tied_weights_keys = {r"bbox_embed.(?![0])\d+": r"bbox_embed.0", "model.decoder.bbox_embed": "bbox_embed"}
 
     def __init__(self, config: AttributionConfig):
         super().__init__(config)
         self.model.backbone.conv_encoder = None
         self.model.text_backbone = None
-        coarse = copy.deepcopy(config)
-        coarse.num_feature_levels = config.fused_levels
-        self.model.encoder = MMGroundingDinoEncoder(coarse)
-        self.class_embed = None
-        self.model.decoder.class_embed = None
         self.register_buffer("region_mean", torch.zeros(REGION))
         self.register_buffer("region_std", torch.ones(REGION))
-        self.exemplar_projection = nn.Linear(REGION, config.d_model)
-        self.score_head = ScoreHead(config.d_model)
         self.likeness_head = LikenessHead(config.d_model) if config.likeness else None
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, MMGroundingDinoFusionLayer):
-            init.constant_(module.vision_param, self.config.fusion_scale)
-            init.constant_(module.text_param, self.config.fusion_scale)
-        elif isinstance(module, ScoreHead):
-            init.constant_(module.bias, -4.6)  # log(.01 / .99): regions start as background (focal loss)
-            for linear in (module.region, module.token):
-                init.eye_(linear.weight)
-                init.zeros_(linear.bias)
-
-    def set_adapters(self, used: bool) -> None:
-        """Switch F and F~ on (phase 2 and after) or off (phase 1)."""
-        self.config.adapters = used
 
     def add_likeness(self, seed: int = 0) -> None:
         """Give the model a likeness head, if it has none (before phase 1)."""
@@ -202,63 +123,27 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
             vectors = region_vectors(image_features(images), boxes)
         return build_prompt([[Phrase(name, vector)] for name, vector in zip(names, vectors)])
 
-    def _project_image(self, features: Tensor) -> Tensor:
-        """Packed features -> image tokens (B, S, d)."""
-        maps = zip(self.model.input_proj_vision, unpack(features))
-        return torch.cat([project(level).flatten(2).transpose(1, 2) for project, level in maps], 1)
-
-    def match(self, features: Tensor, prompt: Prompt, adapted: bool | None = None) -> Match:
-        """Packed features (B, PACKED) and B prompts -> boxes and token logits.
-
-        Fusion encoder, language-guided selection, decoder; `adapted` overrides whether the head uses F and F~.
-        """
-        present, shapes = prompt.present, [(side, side) for _, side in LEVELS]
-        vision = self._project_image(features)
-        where = self._where(shapes).expand(len(vision), -1, -1)
-        fused = len(shapes) - self.config.fused_levels
-        fine = sum(h * w for h, w in shapes[:fused])
-        text_where = encode_sinusoidal_position_embedding(positions(prompt)[..., None].float(), self.config.d_model)
-        encoded = self.model.encoder(
-            vision_features=vision[:, fine:],
-            vision_position_embedding=where[:, fine:],
-            vision_attention_mask=torch.zeros(vision[:, fine:].shape[:2], dtype=torch.bool),
-            text_features=self._query_tokens(prompt),
-            text_attention_mask=~present,
-            text_self_attention_masks=~phrase_attention(prompt),
-            text_position_embedding=text_where,
-            **_geometry(shapes[fused:], vision),
-        )
-        tokens = encoded.last_hidden_state_text
-        first_logits, first_boxes = self._first_stage(encoded.last_hidden_state_vision, tokens, present, shapes[fused:])
-        start = self._select(first_logits, first_boxes)
-        memory = torch.cat([vision[:, :fine] + where[:, :fine], encoded.last_hidden_state_vision], 1)
-        decoded = self.model.decoder(
-            inputs_embeds=self.model.query_position_embeddings.weight.expand(len(features), -1, -1),
-            vision_encoder_hidden_states=memory,
-            vision_encoder_attention_mask=None,
-            text_encoder_hidden_states=tokens,
-            text_encoder_attention_mask=~present,
-            reference_points=start,
-            **_geometry(shapes, vision),
-        )
-        hidden = decoded.intermediate_hidden_states
-        before = torch.cat([start[:, None], decoded.intermediate_reference_points[:, :-1]], 1)
-        if not self.training:  # the earlier layers' answers are for their losses only
-            hidden, before = hidden[:, -1:], before[:, -1:]
-        boxes = (self.bbox_embed[0](hidden) + torch.special.logit(before, eps=1e-5)).sigmoid()
-        adapted = self.config.adapters if adapted is None else adapted
-        likeness = self._likeness(features, boxes, prompt)
-        logits = self.score_head(hidden, tokens, present, adapted) + likeness
-        return Match(
-            boxes.float(), logits.float(), first_boxes.float(), first_logits.float(), hidden[:, -1], tokens, present,
-            likeness[:, -1],
-        )
-
     def forward(self, images: np.ndarray, prompt: Prompt) -> Match:
         """Pictures (B, 64, 64, 3) uint8 and a prompt for each."""
         return self.match(self.encode_image(images), prompt)
 
-    # ---- its parts -----------------------------------------------------------------------------------------------
+    # ---- what the joint part asks for ----------------------------------------------------------------------------
+    def _new_exemplar_projection(self, config: AttributionConfig) -> nn.Module:
+        return nn.Linear(REGION, config.d_model)
+
+    def _scene(self, features: Tensor) -> Scene:
+        """Packed features (B, PACKED): square pictures of one size without padding."""
+        maps, shapes = zip(self.model.input_proj_vision, unpack(features)), [(side, side) for _, side in LEVELS]
+        tokens = torch.cat([project(level).flatten(2).transpose(1, 2) for project, level in maps], 1)
+        return Scene(
+            tokens,
+            self._where(shapes).expand(len(tokens), -1, -1),
+            torch.zeros(tokens.shape[:2], dtype=torch.bool),
+            shapes,
+            tokens.new_ones(len(tokens), len(shapes), 2),
+            torch.full((len(tokens), 2), float(IMAGE_SIZE)),
+        )
+
     def _query_tokens(self, prompt: Prompt) -> Tensor:
         """Project text and exemplar tokens to the common width (B, T, d)."""
         is_exemplar = (prompt.kind == EXEMPLAR)[..., None]
@@ -280,32 +165,6 @@ class AttributionGroundingDinoForObjectDetection(MMGroundingDinoForObjectDetecti
         masks = [torch.ones(1, *side, dtype=torch.long) for side in shapes]
         sine = [self.model.backbone.position_embedding(mask, mask) for mask in masks]
         return torch.cat([p.flatten(2).transpose(1, 2) + e for p, e in zip(sine, self.model.level_embed)], 1)
-
-    def _first_stage(self, memory, tokens, present, shapes) -> tuple[Tensor, Tensor]:
-        """A token logit row and a box for every image position (B, S, T), (B, S, 4): trained by the encoder loss."""
-        objects, proposals = self.model.generate_encoder_output_proposals(
-            memory, torch.zeros(memory.shape[:2], dtype=torch.bool), shapes
-        )
-        head: MMGroundingDinoContrastiveEmbedding = self.model.encoder_output_class_embed
-        logits = objects @ tokens.transpose(1, 2) * objects.shape[-1] ** -0.5 + head.bias
-        boxes = (self.model.encoder_output_bbox_embed(objects) + proposals).sigmoid()
-        return logits.masked_fill(~present[:, None], ABSENT), boxes
-
-    def _select(self, logits: Tensor, boxes: Tensor) -> Tensor:
-        """Language-guided selection: boxes (B, N, 4) of the positions with the strongest token, detached."""
-        best = logits.max(-1).values.topk(self.config.num_queries, 1).indices
-        return boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
-
-
-def _geometry(shapes: list[tuple[int, int]], like: Tensor) -> dict:
-    """What deformable attention wants to know about the maps; no picture is padded here."""
-    spatial = torch.tensor(shapes)
-    return dict(
-        spatial_shapes=spatial,
-        spatial_shapes_list=shapes,
-        valid_ratios=like.new_ones(len(like), len(shapes), 2),
-        level_start_index=torch.cat([spatial.new_zeros(1), spatial.prod(1).cumsum(0)[:-1]]),
-    )
 
 
 def save_detector(model: AttributionGroundingDinoForObjectDetection, folder: str | Path) -> Path:

@@ -6,7 +6,7 @@ A prompt is the query side of the detector (FACTS 1.2, 2): "cat <exemplar> . dog
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Sequence
+from typing import Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ard.detector.features import REGION
 
 TEXT_SIZE = 384
 PAD, TEXT, EXEMPLAR, DELIMITER = 0, 1, 2, 3
+FIRST, LAST = -2, -3  # "phrases" of the tokens at the ends of a caption
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Prompt(NamedTuple):
     text: Tensor  # (B, T, 384)
     exemplar: Tensor  # (B, T, REGION)
     kind: Tensor  # (B, T) PAD, TEXT, EXEMPLAR or DELIMITER
-    phrase: Tensor  # (B, T) index of the phrase within its prompt, -1 for padding
+    phrase: Tensor  # (B, T) index of the phrase within its prompt, -1 for padding, FIRST and LAST at the ends
 
     @property
     def present(self) -> Tensor:
@@ -66,20 +67,31 @@ def text_tokens(name: str) -> Tensor:
     return model(**ids).last_hidden_state[0, 1:-1].clone()
 
 
-def build_prompt(prompts: Sequence[Sequence[Phrase]]) -> Prompt:
-    """Lay out a batch of prompts, padded to the longest."""
+def build_prompt(
+    prompts: Sequence[Sequence[Phrase]],
+    text_of: Callable[[str], Tensor] = text_tokens,
+    sizes: tuple[int, int] = (TEXT_SIZE, REGION),
+    ends: tuple[Tensor, Tensor] | None = None,
+) -> Prompt:
+    """Lay out a batch of prompts, padded to the longest.
+
+    text_of: features of a name's word pieces and, last, its delimiter. sizes: of text and of exemplar vectors. ends: text
+    features put before the first and behind the last phrase, which see only themselves.
+    """
     rows = []
     for phrases in prompts:
-        row = []
+        row = [] if ends is None else [(DELIMITER, FIRST, ends[0])]
         for index, phrase in enumerate(phrases):
-            *words, delimiter = text_tokens(phrase.name or "")
+            *words, delimiter = text_of(phrase.name or "")
             row += [(TEXT, index, word) for word in words]
             row += [(EXEMPLAR, index, phrase.exemplar)] if phrase.exemplar is not None else []
             row += [(DELIMITER, index, delimiter)]
-        rows.append(row)
+        rows.append(row if ends is None else [*row, (DELIMITER, LAST, ends[1])])
     batch, length = len(rows), max((len(row) for row in rows), default=0)
-    text, exemplar = torch.zeros(batch, length, TEXT_SIZE), torch.zeros(batch, length, REGION)
-    kind, phrase = torch.zeros(batch, length, dtype=torch.long), torch.full((batch, length), -1)
+    device = next((vector.device for row in rows for *_, vector in row), None)
+    text, exemplar = (torch.zeros(batch, length, size, device=device) for size in sizes)
+    kind = torch.zeros(batch, length, dtype=torch.long, device=device)
+    phrase = torch.full((batch, length), -1, device=device)
     for i, row in enumerate(rows):
         for j, (what, index, vector) in enumerate(row):
             kind[i, j], phrase[i, j] = what, index
@@ -90,12 +102,12 @@ def build_prompt(prompts: Sequence[Sequence[Phrase]]) -> Prompt:
 def phrase_attention(prompt: Prompt) -> Tensor:
     """(B, T, T) bool: tokens of one phrase see each other; padding sees only itself."""
     same = prompt.phrase[:, :, None] == prompt.phrase[:, None, :]
-    return same & prompt.present[:, None, :] | torch.eye(prompt.phrase.shape[1], dtype=torch.bool)
+    return same & prompt.present[:, None, :] | torch.eye(prompt.phrase.shape[1], dtype=torch.bool, device=prompt.phrase.device)
 
 
 def positions(prompt: Prompt) -> Tensor:
     """(B, T) position within the phrase, from 0; an exemplar token stands between the last word and the delimiter."""
-    index = torch.arange(prompt.phrase.shape[1]).expand_as(prompt.phrase)
+    index = torch.arange(prompt.phrase.shape[1], device=prompt.phrase.device).expand_as(prompt.phrase)
     starts = torch.ones_like(prompt.phrase, dtype=torch.bool)
     starts[:, 1:] = prompt.phrase[:, 1:] != prompt.phrase[:, :-1]
     return index - torch.where(starts, index, 0).cummax(1).values
@@ -105,5 +117,6 @@ def phrase_map(prompt: Prompt, kinds: tuple[int, ...] = (TEXT, EXEMPLAR)) -> Ten
     """(B, P, T) float: 1 on the tokens of these kinds in each phrase: with both kinds it is the target map of the
     loss."""
     count = int(prompt.phrase.max()) + 1 if prompt.phrase.numel() else 0
-    chosen = torch.isin(prompt.kind, torch.tensor(kinds))
-    return ((prompt.phrase[:, None, :] == torch.arange(count)[None, :, None]) & chosen[:, None, :]).float()
+    chosen = torch.isin(prompt.kind, torch.tensor(kinds, device=prompt.kind.device))
+    wanted = torch.arange(count, device=prompt.phrase.device)[None, :, None]
+    return ((prompt.phrase[:, None, :] == wanted) & chosen[:, None, :]).float()
