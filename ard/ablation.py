@@ -6,6 +6,7 @@ split is never read here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from ard.detector.model import AttributionGroundingDinoForObjectDetection, load_
 from ard.detector.phases import PhaseData, train_phase1, train_phase2
 from ard.detector.rendered_pairs import joined
 from ard.detector.train import TrainSettings
-from ard.files import Ledger
+from ard.files import Ledger, sha256_bytes
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import evaluate, values
 from ard.records import Dataset, Sample
 
-Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml
+Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml, and how regions are scored
 PHASES = ("ARD-", "ARD")
 MEASURES = ("recall_1", "recall_1_ungated", "same_class_recall_1", "box_acc")
 
@@ -52,17 +53,19 @@ def learn(start: str | Path, positives: PhaseData, pairs: Callable[[int], PhaseD
     """The detector after both phases from the exemplar-prompted detector in `start`, as 06 and 07 train it.
 
     positives: AD+ train. pairs: so many rendered individuals as AD+ (`rendered_pairs`), asked for when the settings want
-    them. folder: checkpoints; a killed run goes on.
+    them. folder: checkpoints; a killed run goes on, and rows of the same first phase share it.
     """
     first, second = settings["phase1"], settings["phase2"]
+    places = [Path(folder) / sha256_bytes(json.dumps(part, sort_keys=True).encode())[:12] for part in (first, [first, second])]
     model = load_detector(start)
     if first["likeness"]:
         model.add_likeness(first["seed"])
     data = joined(positives, pairs(first["rendered"])) if first["rendered"] else positives
-    train_phase1(model, data, names, _training(first, first["batch_size"]), Path(folder) / "phase1",
+    train_phase1(model, data, names, _training(first, first["batch_size"]), places[0],
                  *(first[key] for key in ("other_names", "rivals", "absent")))
-    train_phase2(model, positives, _training(second, second["positives"]), Path(folder) / "phase2",
+    train_phase2(model, positives, _training(second, second["positives"]), places[1],
                  *(second[key] for key in ("k", "lambda_cls", "lambda_reg")))
+    model.config.score_rule = settings["score"]["rule"]
     return model.eval()
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from ard import ablation
 from ard.config import ConfigError
@@ -15,7 +16,8 @@ BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule
                    "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False,
                    "seed": 0, "validate_every": 7},
         "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
-                   "lambda_cls": 1.0, "lambda_reg": 0.5, "seed": 0}}
+                   "lambda_cls": 1.0, "lambda_reg": 0.5, "seed": 0},
+        "score": {"rule": "mean"}}
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,26 @@ def test_what_is_switched_off_is_not_trained(dataset, phase_data, tmp_path, monk
     assert plain.likeness_head is None and ours.likeness_head is not None and plain.config.adapters
     with pytest.raises(AssertionError, match="no rendered pairs"):
         ablation.learn("", phase_data, pairs, ablation.changed_settings(BASE, {"phase1.rendered": 3}), NAMES, tmp_path / "r")
+
+
+def test_rows_of_one_first_phase_train_it_once(phase_data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ablation, "load_detector", lambda folder: tiny_detector())
+    steps, real = [], ablation.train_phase1
+
+    def counted(*arguments):
+        log = real(*arguments, watched=lambda loss_of: lambda *a: (steps.append(1), loss_of(*a))[1])
+        return log
+
+    monkeypatch.setattr(ablation, "train_phase1", counted)
+
+    def train(changes):
+        settings = ablation.changed_settings(BASE, changes)
+        return ablation.learn("", phase_data, lambda count: None, settings, NAMES, tmp_path)
+
+    first, other, text = train({}), train({"phase2.k": 3, "phase2.learning_rate": 0.01}), train({"score.rule": "text"})
+    assert len(steps) == BASE["phase1"]["steps"] and text.config.score_rule == "text"
+    assert torch.equal(first.exemplar_projection.weight, other.exemplar_projection.weight)
+    assert not torch.equal(first.score_head.region.weight, other.score_head.region.weight)
+    assert torch.equal(first.score_head.region.weight, text.score_head.region.weight)
+    train({"phase1.seed": 1})
+    assert len(steps) == 2 * BASE["phase1"]["steps"]

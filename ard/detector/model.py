@@ -16,7 +16,7 @@ from transformers import BertConfig, MMGroundingDinoConfig, ResNetConfig
 
 from ard.detector.features import IMAGE_SIZE, LEVELS, REGION, image_features, region_vectors, unpack
 from ard.detector.joint import JointDetector, Match, Scene
-from ard.detector.prompts import EXEMPLAR, TEXT_SIZE, Phrase, Prompt, build_prompt
+from ard.detector.prompts import EXEMPLAR, SCORE_RULES, TEXT_SIZE, Phrase, Prompt, build_prompt
 from ard.files import FileError, publish
 
 
@@ -40,7 +40,7 @@ class AttributionConfig(MMGroundingDinoConfig):
     dropout: float | int = 0.0
     fusion_droppath: float | int = 0.0
     fusion_scale: float = 0.3  # transformers starts fusion at 1e-4, which suits fine-tuning only
-    score_rule: str = "mean"  # how text and exemplar probabilities become one: "mean" or "product"
+    score_rule: str = "mean"  # how text and exemplar probabilities become one, one of SCORE_RULES
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
     scaled_logits: bool = True  # token logits divided by sqrt(d), with a bias (MM Grounding DINO)
     likeness: bool = False  # regions and exemplars also compared by what is in them (not in the paper)
@@ -55,8 +55,8 @@ class AttributionConfig(MMGroundingDinoConfig):
             out_indices=list(range(1, len(LEVELS) + 1)),
         )
         self.text_config = BertConfig(vocab_size=1, hidden_size=TEXT_SIZE, num_hidden_layers=0)
-        if self.score_rule not in ("mean", "product"):
-            raise ValueError(f"score_rule: expected 'mean' or 'product', found {self.score_rule!r}")
+        if self.score_rule not in SCORE_RULES:
+            raise ValueError(f"score_rule: expected one of {', '.join(SCORE_RULES)}, found {self.score_rule!r}")
         super().__post_init__(**kwargs)
 
 

@@ -16,6 +16,7 @@ from ard.detector.features import REGION
 
 TEXT_SIZE = 384
 PAD, TEXT, EXEMPLAR, DELIMITER = 0, 1, 2, 3
+SCORE_RULES = ("mean", "product", "text", "exemplar")  # how text and exemplar probabilities become one (`ard.detector.score`)
 FIRST, LAST = -2, -3  # "phrases" of the tokens at the ends of a caption
 
 

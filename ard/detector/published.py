@@ -35,7 +35,7 @@ class AttributionDetectorConfig(MMGroundingDinoConfig):
     fused_levels: int = 4  # all of them go through the fusion encoder
     fusion_scale: float = 1e-4
     scaled_logits: bool = False  # token logits are plain products (Grounding DINO)
-    score_rule: str = "mean"  # how text and exemplar probabilities become one: "mean" or "product"
+    score_rule: str = "mean"  # how text and exemplar probabilities become one, one of SCORE_RULES
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
     shared_vision: bool = True  # I_1 and I_2 of the paper are one backbone
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, Prompt, build_prompt, phrase_map
+from ard.detector.prompts import EXEMPLAR, SCORE_RULES, TEXT, Phrase, Prompt, build_prompt, phrase_map
 from ard.records import Attribution
 
 BATCH = 32
@@ -29,8 +29,11 @@ def phrase_scores(logits: Tensor, prompt: Prompt, rule: str = "mean") -> Tensor:
     """(B, N, P) score of each region for each phrase from logits (B, N, T).
 
     The text part is the mean probability of the phrase's word pieces, the exemplar part that of its exemplar token;
-    "mean" averages the two parts, "product" multiplies them; a phrase with one part uses that one.
+    "mean" averages the two parts, "product" multiplies them, "text" and "exemplar" take one alone; a phrase with one part
+    uses that one under every rule.
     """
+    if rule not in SCORE_RULES:
+        raise ValueError(f"rule: expected one of {', '.join(SCORE_RULES)}, found {rule!r}")
     p = logits.sigmoid()
     parts = []
     for kind in (TEXT, EXEMPLAR):
@@ -38,12 +41,7 @@ def phrase_scores(logits: Tensor, prompt: Prompt, rule: str = "mean") -> Tensor:
         count = tokens.sum(-1)
         parts.append((p @ (tokens / count.clamp(min=1)[..., None]).transpose(1, 2), (count > 0)[:, None]))
     (text, has_text), (exemplar, has_exemplar) = parts
-    if rule == "product":
-        both = text * exemplar
-    elif rule == "mean":
-        both = (text + exemplar) / 2
-    else:
-        raise ValueError(f"rule: expected 'mean' or 'product', found {rule!r}")
+    both = {"mean": (text + exemplar) / 2, "product": text * exemplar, "text": text, "exemplar": exemplar}[rule]
     return torch.where(has_text & has_exemplar, both, torch.where(has_text, text, exemplar))
 
 
