@@ -34,14 +34,18 @@ class Scene(NamedTuple):
     pixels: Tensor  # (B, 2) width and height of the picture, without padding
 
 
+class Adapter(nn.Linear):
+    """F or F~ of the paper, eq. 1: a linear map that starts as the identity."""
+
+
 class ScoreHead(nn.Module):
     """Token logits F(x) . F~(y), divided by sqrt(d) and with a bias when `scaled`. F and F~ start as the identity and are
     skipped in phase 1 (paper, eq. 1)."""
 
     def __init__(self, width: int, scaled: bool = True):
         super().__init__()
-        self.region = nn.Linear(width, width)  # F
-        self.token = nn.Linear(width, width)  # F~
+        self.region = Adapter(width, width)  # F
+        self.token = Adapter(width, width)  # F~
         self.bias = nn.Parameter(torch.zeros(())) if scaled else None
 
     def forward(self, regions: Tensor, tokens: Tensor, present: Tensor, adapted: bool) -> Tensor:
@@ -112,12 +116,11 @@ class JointDetector(MMGroundingDinoForObjectDetection):
         if isinstance(module, MMGroundingDinoFusionLayer):
             init.constant_(module.vision_param, self.config.fusion_scale)
             init.constant_(module.text_param, self.config.fusion_scale)
-        elif isinstance(module, ScoreHead):
-            if module.bias is not None:
-                init.constant_(module.bias, -4.6)  # log(.01 / .99): regions start as background (focal loss)
-            for linear in (module.region, module.token):
-                init.eye_(linear.weight)
-                init.zeros_(linear.bias)
+        elif isinstance(module, Adapter):
+            init.eye_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ScoreHead) and module.bias is not None:
+            init.constant_(module.bias, -4.6)  # log(.01 / .99): regions start as background (focal loss)
 
     def set_adapters(self, used: bool) -> None:
         """Switch F and F~ on (phase 2 and after) or off (phase 1)."""

@@ -4,6 +4,7 @@ T-B, B-B and B-L of the paper's Table 3 are built from configuration alone; weig
 (`ard.detector.convert`), from transformers' Grounding DINO (`from_grounding_dino`) or from a folder of ours.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple, Sequence
 
 import torch
@@ -61,20 +62,20 @@ class Pictures(NamedTuple):
     sizes: Tensor  # (B, 2) width and height without padding
 
 
-class Maps(NamedTuple):
-    """What the frozen backbone sees of a batch; no query inside: compute once, store."""
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """What the frozen backbone sees of a batch; no query inside: compute once, store. A slice is some of the pictures."""
 
     levels: tuple[Tensor, ...]  # (B, C, H, W) at strides 8, 16, 32
     masks: tuple[Tensor, ...]  # (B, H, W) bool: picture, for each level
     mask: Tensor  # (B, H, W) bool in pixels
     sizes: Tensor  # (B, 2) width and height of the pictures, pixels
 
-    def take(self, rows: slice) -> "Maps":
-        """Some pictures of the batch."""
-        return Maps(*(tuple(t[rows] for t in part) if isinstance(part, tuple) else part[rows] for part in self))
-
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def __getitem__(self, rows: slice) -> "Maps":
+        return Maps(tuple(t[rows] for t in self.levels), tuple(t[rows] for t in self.masks), self.mask[rows], self.sizes[rows])
 
 
 class AttributionDetector(JointDetector):

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from ard.detector.joint import JointDetector
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.prompts import EXEMPLAR, SCORE_RULES, TEXT, Phrase, Prompt, build_prompt, phrase_map
+from ard.detector.published import Maps
 from ard.records import Attribution
 
 BATCH = 32
+Features = Tensor | Maps  # what `encode_image` gives: packed (mini world), or maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +94,13 @@ def detect(
 
 @torch.no_grad()
 def rank_variants(
-    model: AttributionGroundingDinoForObjectDetection,
+    model: JointDetector,
     query: Prompt,
-    gallery: Tensor,
+    gallery: Features,
     image_ids: Sequence[str],
     variants: Sequence[bool] = (False, True),
 ) -> list[list[Attribution]]:
-    """One query (a prompt of one row and one phrase) against packed gallery features, in one forward pass.
+    """One query (a prompt of one row and one phrase) against what `encode_image` gave of a gallery, in one forward pass.
 
     Returns a list of attributions in gallery order for each variant: without F and F~ (ARD-) and with them (ARD).
     """
@@ -121,7 +124,7 @@ def rank_variants(
 
 
 def rank_gallery(
-    model: AttributionGroundingDinoForObjectDetection, query: Prompt, gallery: Tensor, image_ids: Sequence[str]
+    model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequence[str]
 ) -> list[Attribution]:
     """Each gallery image's strongest region for the query, by ARD when the adapters are set, else by ARD-."""
     return rank_variants(model, query, gallery, image_ids, (model.config.adapters,))[0]

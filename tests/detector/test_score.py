@@ -26,7 +26,7 @@ def test_a_phrase_with_one_part_uses_that_part():
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="'mean' or 'product'"):
+    with pytest.raises(ValueError, match="one of mean, product, text, exemplar, found 'max'"):
         phrase_scores(torch.zeros(1, 1, 2), build_prompt([[Phrase("cat")]]), "max")
 
 

@@ -1,0 +1,102 @@
+"""One question, answered: which region of which training picture did this region of a generated picture come from?
+
+For a person with a model, a picture and a folder; `ard.detector.method` asks the same of a whole benchmark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ard.detector.processor import AttributionProcessor, Prepared
+from ard.detector.prompts import Prompt
+from ard.detector.score import rank_variants
+from ard.geometry import GeometryError
+from ard.images import ImageError, Source
+from ard.records import Attribution
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A gallery picture that was not ranked, and why."""
+
+    image_id: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """A gallery as the detector sees it: encode once, ask often."""
+
+    batches: tuple[tuple[tuple[str, ...], tuple[Prepared, ...], Any], ...]  # names, pictures, features
+    skipped: tuple[Skipped, ...]
+
+    def __len__(self) -> int:
+        return sum(len(names) for names, *_ in self.batches)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery."""
+
+    found: tuple[Attribution, ...]
+    ranked: int
+    skipped: tuple[Skipped, ...]
+
+
+class Attributor:
+    """A detector and its processor, of any size: `AttributionDetector`, or the detectors of the mini world."""
+
+    def __init__(self, detector, processor: AttributionProcessor, batch: int = 4):
+        self.detector, self.processor, self.batch = detector.eval(), processor, batch
+
+    @torch.no_grad()
+    def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
+        """Encode a gallery: names and pictures, or a list of files. What cannot be read is listed, the others go on."""
+        items = dict(gallery) if isinstance(gallery, Mapping) else {str(path): path for path in gallery}
+        batches, skipped, waiting = [], [], []
+        for name, source in tqdm(items.items(), desc="gallery", mininterval=5, disable=len(items) < 100):
+            try:
+                waiting.append((name, self.processor(source, name=name)))
+            except (ImageError, GeometryError) as error:
+                skipped.append(Skipped(name, str(error)))
+            if len(waiting) == self.batch:
+                batches.append(self._encoded(waiting))
+                waiting = []
+        return Index((*batches, *([self._encoded(waiting)] if waiting else [])), tuple(skipped))
+
+    @torch.no_grad()
+    def ask(self, query: Source, query_box, prompt: str | None) -> Prompt:
+        """The query's side alone: class phrase and exemplar token of the box, xyxy pixels of the picture."""
+        if prompt is not None and not prompt.strip():
+            raise ValueError("prompt: expected the name of what is in the box, or None for the box alone; found an empty text")
+        ready = self.processor(query, [query_box], name="query")
+        boxes = torch.as_tensor(ready.boxes, dtype=torch.float32)
+        return self.detector.encode_query(self.processor.collate([ready]), boxes, [prompt])
+
+    @torch.no_grad()
+    def attribute(self, query: Source, query_box, prompt: str | None, gallery: Index | Mapping[str, Source] | Sequence[str | Path],
+                  top_k: int = 10) -> Answer:
+        """The `top_k` gallery pictures whose strongest region answers best to the box, each with that region and its score.
+
+        query_box: xyxy pixels of `query`. prompt: what is in it ("cat"), or None to ask by looks alone. Raises ImageError or
+        GeometryError for the query, ValueError for an empty prompt or `top_k` below 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k: expected at least 1, found {top_k}")
+        asked = self.ask(query, query_box, prompt)
+        index, answers = gallery if isinstance(gallery, Index) else self.index(gallery), []
+        for names, pictures, features in index.batches:
+            for one, picture in zip(rank_variants(self.detector, asked, features, names, (self.detector.config.adapters,))[0], pictures):
+                answers.append(Attribution(one.image_id, tuple(picture.back([one.box])[0].tolist()), one.score))
+        answers.sort(key=lambda a: -a.score)
+        return Answer(tuple(answers[:top_k]), len(index), index.skipped)
+
+    def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
+        names, pictures = zip(*waiting)
+        return names, pictures, self.detector.encode_image(self.processor.collate(pictures))
