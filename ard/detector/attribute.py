@@ -16,7 +16,6 @@ from tqdm import tqdm
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.score import rank_variants
-from ard.geometry import GeometryError
 from ard.images import ImageError, Source
 from ard.records import Attribution
 
@@ -57,18 +56,24 @@ class Attributor:
 
     @torch.no_grad()
     def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
-        """Encode a gallery: names and pictures, or a list of files. What cannot be read is listed, the others go on."""
+        """Encode a gallery: names and pictures, or a list of files. What cannot be read is listed, the others go on.
+
+        Only pictures of one size share a batch: padding would change what a backbone sees at the border, and a picture's score
+        must not depend on its neighbours.
+        """
         items = dict(gallery) if isinstance(gallery, Mapping) else {str(path): path for path in gallery}
-        batches, skipped, waiting = [], [], []
+        batches, skipped, waiting = [], [], {}
         for name, source in tqdm(items.items(), desc="gallery", mininterval=5, disable=len(items) < 100):
             try:
-                waiting.append((name, self.processor(source, name=name)))
-            except (ImageError, GeometryError) as error:
+                ready = self.processor(source, name=name)
+            except ImageError as error:
                 skipped.append(Skipped(name, str(error)))
-            if len(waiting) == self.batch:
-                batches.append(self._encoded(waiting))
-                waiting = []
-        return Index((*batches, *([self._encoded(waiting)] if waiting else [])), tuple(skipped))
+                continue
+            alike = waiting.setdefault(ready.transform.size, [])
+            alike.append((name, ready))
+            if len(alike) == self.batch:
+                batches.append(self._encoded(waiting.pop(ready.transform.size)))
+        return Index((*batches, *map(self._encoded, waiting.values())), tuple(skipped))
 
     @torch.no_grad()
     def ask(self, query: Source, query_box, prompt: str | None) -> Prompt:
@@ -94,7 +99,7 @@ class Attributor:
         for names, pictures, features in index.batches:
             for one, picture in zip(rank_variants(self.detector, asked, features, names, (self.detector.config.adapters,))[0], pictures):
                 answers.append(Attribution(one.image_id, tuple(picture.back([one.box])[0].tolist()), one.score))
-        answers.sort(key=lambda a: -a.score)
+        answers.sort(key=lambda a: (-a.score, a.image_id))
         return Answer(tuple(answers[:top_k]), len(index), index.skipped)
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:

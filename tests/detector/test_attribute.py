@@ -1,0 +1,110 @@
+"""A person's question, for the mini detector and the published one: sorted answers in the training pictures' own pixels."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ard.detector.attribute import Attributor
+from ard.detector.method import DetectorMethod
+from ard.detector.processor import AttributionProcessor
+from ard.detector.published import AttributionDetector
+from ard.geometry import GeometryError
+from ard.images import ImageError
+from tests.detector.conftest import COLOURS, square
+from tests.detector.official import small_config
+
+BOX = [4.0, 6.0, 40.0, 38.0]
+
+
+@pytest.fixture
+def gallery():
+    rng = np.random.default_rng(3)
+    return {name: np.asarray(Image.fromarray(square(rng, colour)[0]).resize(size))
+            for (name, colour), size in zip(COLOURS.items(), ((64, 64), (128, 96), (50, 90), (64, 64)))}
+
+
+@pytest.fixture(params=["mini", "published"])
+def attributor(request, tiny):
+    torch.manual_seed(0)
+    if request.param == "mini":
+        return Attributor(tiny, AttributionProcessor.mini(), batch=3)
+    return Attributor(AttributionDetector(small_config()), AttributionProcessor(96, 160), batch=3)
+
+
+def test_answers_are_sorted_and_in_the_pictures_own_pixels(attributor, gallery):
+    answer = attributor.attribute(gallery["cat"], BOX, "cat", gallery, top_k=3)
+    assert len(answer.found) == 3 and answer.ranked == 4 and not answer.skipped
+    assert [a.score for a in answer.found] == sorted((a.score for a in answer.found), reverse=True)
+    for one in answer.found:
+        height, width = gallery[one.image_id].shape[:2]
+        assert 0 <= one.box[0] < one.box[2] <= width and 0 <= one.box[1] < one.box[3] <= height
+
+
+def test_a_gallery_that_was_encoded_before_gives_the_same_bits(attributor, gallery):
+    index = attributor.index(gallery)
+    assert len(index) == 4
+    assert attributor.attribute(gallery["dog"], BOX, "dog", index) == attributor.attribute(gallery["dog"], BOX, "dog", gallery)
+
+
+def test_a_picture_alone_is_scored_as_in_a_batch(attributor, gallery):
+    whole = {a.image_id: a for a in attributor.attribute(gallery["cat"], BOX, "cat", gallery, top_k=9).found}
+    for name, picture in gallery.items():
+        alone = attributor.attribute(gallery["cat"], BOX, "cat", {name: picture}).found[0]
+        assert alone.score == pytest.approx(whole[name].score, abs=1e-4)
+
+
+def test_what_cannot_be_read_is_listed_and_the_others_are_ranked(attributor, gallery, tmp_path):
+    for name, picture in gallery.items():
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "cat.png").read_bytes()[:60])
+    files = [*sorted(tmp_path.glob("*.png")), tmp_path / "gone.png"]
+    answer = attributor.attribute(gallery["cat"], BOX, None, files)
+    assert answer.ranked == 4 and {s.image_id for s in answer.skipped} == {str(tmp_path / "torn.png"), str(tmp_path / "gone.png")}
+    assert answer.ranked + len(answer.skipped) == len(files) and "no such file" in answer.skipped[-1].reason
+
+
+def test_bad_questions_are_refused(attributor, gallery):
+    with pytest.raises(GeometryError, match="looks like shares"):
+        attributor.attribute(gallery["cat"], [0.1, 0.1, 0.5, 0.5], "cat", gallery)
+    with pytest.raises(ImageError, match="query: expected"):
+        attributor.attribute(np.zeros((4, 4)), BOX, "cat", gallery)
+    with pytest.raises(ValueError, match="empty text"):
+        attributor.attribute(gallery["cat"], BOX, "  ", gallery)
+    with pytest.raises(ValueError, match="top_k"):
+        attributor.attribute(gallery["cat"], BOX, "cat", gallery, top_k=0)
+
+
+def test_a_caption_that_does_not_fit_is_refused():
+    torch.manual_seed(0)
+    detector = AttributionDetector(small_config(max_text_len=8)).eval()
+    with pytest.raises(ValueError, match="tokens; at most 8 fit"):
+        detector.encode_query(None, None, ["a very long name of a class indeed"])
+    with pytest.raises(ValueError, match="end a phrase"):
+        detector.encode_query(None, None, ["cat. dog"])
+
+
+def test_it_asks_as_the_benchmark_does(tiny, tmp_path):
+    """The mini world's 64 px pictures go through unchanged: `Attributor` and `DetectorMethod` agree bit by bit."""
+    from tests.toy_attribution import toy_dataset
+
+    dataset = toy_dataset(tmp_path)
+    sample, gallery = dataset.samples["val"][0], dataset.open_gallery("val")
+    ranked = DetectorMethod(tiny).rank(dataset.query(sample), gallery)
+    pictures = {image.image_id: gallery.pixels(image) for image in gallery}
+    attributor = Attributor(tiny, AttributionProcessor.mini(), batch=len(pictures))
+    answer = attributor.attribute(dataset.query(sample).image, sample.query_box, sample.class_name, pictures, top_k=len(pictures))
+    assert {a.image_id: a.score for a in answer.found} == {a.image_id: a.score for a in ranked}
+
+
+def test_a_query_backbone_of_its_own_sees_the_query_alone(gallery):
+    torch.manual_seed(0)
+    detector = AttributionDetector(small_config(shared_vision=False)).eval()
+    attributor = Attributor(detector, AttributionProcessor(96, 160))
+    before, index = attributor.ask(gallery["cat"], BOX, "cat"), attributor.index({"cat": gallery["cat"]})
+    with torch.no_grad():
+        for parameter in detector.query_backbone.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    after, again = attributor.ask(gallery["cat"], BOX, "cat"), attributor.index({"cat": gallery["cat"]})
+    assert not torch.equal(before.exemplar, after.exemplar) and torch.equal(before.text, after.text)
+    assert torch.equal(index.batches[0][2].levels[0], again.batches[0][2].levels[0])
