@@ -64,7 +64,7 @@ def learn(start: str | Path, positives: PhaseData, pairs: Callable[[int], PhaseD
     train_phase1(model, data, names, _training(first, first["batch_size"]), places[0],
                  *(first[key] for key in ("other_names", "rivals", "absent")))
     train_phase2(model, positives, _training(second, second["positives"]), places[1],
-                 *(second[key] for key in ("k", "lambda_cls", "lambda_reg")))
+                 *(second[key] for key in ("k", "lambda_cls", "lambda_reg", "adapter")))
     model.config.score_rule = settings["score"]["rule"]
     return model.eval()
 

@@ -104,9 +104,9 @@ def watched_phase1(model, data: PhaseData, names: Sequence[str], settings: Train
 
 
 def watched_phase2(model, data: PhaseData, settings: TrainSettings, watch: Watch, k: int = 4, lambda_cls: float = 1.0,
-                   lambda_reg: float = 0.5) -> tuple[list[dict], list[dict]]:
+                   lambda_reg: float = 0.5, adapter: str = "linear") -> tuple[list[dict], list[dict]]:
     """`phases.train_phase2` with a watch: ARD in place, F and F~ alone; returns the rows of loss and validation."""
-    log = phases.train_phase2(model, data, settings, watch.folder, k, lambda_cls, lambda_reg,
+    log = phases.train_phase2(model, data, settings, watch.folder, k, lambda_cls, lambda_reg, adapter,
                               partial(watch.wrap, steps=settings.steps))
     watch.ask(model, settings.steps)
     return log, watch.rows()
@@ -131,9 +131,9 @@ def stored_phase_data(dataset: Dataset, split: str, file: str | Path, n_samples:
 
 
 def changed(before: torch.nn.Module, after: torch.nn.Module) -> set[str]:
-    """Names of the parameters in which two models of one architecture differ."""
-    return {name for (name, a), (_, b) in zip(before.named_parameters(), after.named_parameters(), strict=True)
-            if not torch.equal(a, b)}
+    """Names of the parameters in which two models differ, those that only one of them has among them."""
+    old, new = (dict(model.named_parameters()) for model in (before, after))
+    return {name for name in old.keys() | new.keys() if name not in old or name not in new or not torch.equal(old[name], new[name])}
 
 
 def csv_of(rows: Sequence[dict]) -> str:

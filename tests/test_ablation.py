@@ -16,7 +16,7 @@ BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule
                    "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False,
                    "seed": 0, "validate_every": 7},
         "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
-                   "lambda_cls": 1.0, "lambda_reg": 0.5, "seed": 0},
+                   "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0},
         "score": {"rule": "mean"}}
 
 

@@ -148,8 +148,8 @@ def to_official(detector: AttributionDetector, exemplars: bool = True) -> dict[s
     F and F~ have no place in either and must be the identity; ValueError otherwise. BERT's pooler, which nothing reads, is not
     written.
     """
-    head = detector.score_head
-    if any(not torch.equal(f.weight, torch.eye(len(f.weight))) or f.bias.any() for f in (head.region, head.token)):
+    head, units = detector.score_head, torch.eye(detector.config.d_model)
+    if not all(torch.equal(adapter(units), units) for adapter in (head.region, head.token)):
         raise ValueError("F and F~ are not the identity: official layouts cannot hold them")
     state, mine = {}, detector.state_dict()
     for ours in _wanted(detector):

@@ -19,9 +19,7 @@ from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
 )
 
 from ard.detector.prompts import Prompt, phrase_attention, positions
-
-ABSENT = -1e4  # logit of padding tokens: finite, so that neither loss nor gradient becomes NaN
-
+from ard.detector.score_head import ABSENT, LinearAdapter, ScoreHead, ZeroLinear, token_logits
 
 class Scene(NamedTuple):
     """S image tokens of L maps, the finest first, and where they stand."""
@@ -32,30 +30,6 @@ class Scene(NamedTuple):
     shapes: list[tuple[int, int]]  # height and width of each map
     valid: Tensor  # (B, L, 2) share of each map's width and height that is picture
     pixels: Tensor  # (B, 2) width and height of the picture, without padding
-
-
-class Adapter(nn.Linear):
-    """F or F~ of the paper, eq. 1: a linear map that starts as the identity."""
-
-
-class ScoreHead(nn.Module):
-    """Token logits F(x) . F~(y), divided by sqrt(d) and with a bias when `scaled`. F and F~ start as the identity and are
-    skipped in phase 1 (paper, eq. 1)."""
-
-    def __init__(self, width: int, scaled: bool = True):
-        super().__init__()
-        self.region = Adapter(width, width)  # F
-        self.token = Adapter(width, width)  # F~
-        self.bias = nn.Parameter(torch.zeros(())) if scaled else None
-
-    def forward(self, regions: Tensor, tokens: Tensor, present: Tensor, adapted: bool) -> Tensor:
-        """(B, ..., N, d) regions and (B, T, d) tokens -> (B, ..., N, T) logits."""
-        if adapted:
-            regions, tokens = self.region(regions), self.token(tokens)
-        extra = regions.dim() - tokens.dim()
-        tokens = tokens[(slice(None), *[None] * extra)]
-        logits = token_logits(regions, tokens, self.bias)
-        return logits.masked_fill(~present[(slice(None), *[None] * (extra + 1))], ABSENT)
 
 
 @dataclass
@@ -86,13 +60,6 @@ class Match:
         return torch.cat([centre - half, centre + half], -1).clamp(0, 1) * self.pixels.repeat(1, 2)[:, None]
 
 
-def token_logits(regions: Tensor, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """Products of regions (..., N, d) and tokens (..., T, d): scaled as in MM Grounding DINO, or plain with no bias, as in
-    Grounding DINO."""
-    logits = regions @ tokens.transpose(-1, -2)
-    return logits if bias is None else logits * regions.shape[-1] ** -0.5 + bias
-
-
 class JointDetector(MMGroundingDinoForObjectDetection):
     """Fusion encoder, language-guided selection, decoder and F . F~. A front end gives the three methods that raise here."""
 
@@ -108,7 +75,7 @@ class JointDetector(MMGroundingDinoForObjectDetection):
         if not config.scaled_logits:
             self.model.encoder_output_class_embed = None
         self.exemplar_projection = self._new_exemplar_projection(config)
-        self.score_head = ScoreHead(config.d_model, config.scaled_logits)
+        self.score_head = ScoreHead(config.d_model, config.scaled_logits, config.adapter)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -116,8 +83,11 @@ class JointDetector(MMGroundingDinoForObjectDetection):
         if isinstance(module, MMGroundingDinoFusionLayer):
             init.constant_(module.vision_param, self.config.fusion_scale)
             init.constant_(module.text_param, self.config.fusion_scale)
-        elif isinstance(module, Adapter):
+        elif isinstance(module, LinearAdapter):
             init.eye_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, ScoreHead) and module.bias is not None:
             init.constant_(module.bias, -4.6)  # log(.01 / .99): regions start as background (focal loss)
@@ -125,6 +95,13 @@ class JointDetector(MMGroundingDinoForObjectDetection):
     def set_adapters(self, used: bool) -> None:
         """Switch F and F~ on (phase 2 and after) or off (phase 1)."""
         self.config.adapters = used
+
+    def renew_adapters(self, kind: str) -> None:
+        """F and F~ of another kind (before phase 2), each starting as the identity; nothing changes where the kind is the same."""
+        if kind != self.config.adapter:
+            self.config.adapter, bias = kind, self.score_head.bias
+            self.score_head = ScoreHead(self.config.d_model, self.config.scaled_logits, kind)
+            self.score_head.bias = bias
 
     def match(self, features, prompt: Prompt, adapted: bool | None = None) -> Match:
         """What `encode_image` gave of B pictures and B prompts -> boxes and token logits.

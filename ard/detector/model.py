@@ -42,6 +42,7 @@ class AttributionConfig(MMGroundingDinoConfig):
     fusion_scale: float = 0.3  # transformers starts fusion at 1e-4, which suits fine-tuning only
     score_rule: str = "mean"  # how text and exemplar probabilities become one, one of SCORE_RULES
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
+    adapter: str = "linear"  # what they are, a key of score_head.ADAPTERS
     scaled_logits: bool = True  # token logits divided by sqrt(d), with a bias (MM Grounding DINO)
     likeness: bool = False  # regions and exemplars also compared by what is in them (not in the paper)
 

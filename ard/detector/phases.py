@@ -208,7 +208,8 @@ def phase2_loss(settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: fl
         logits = head(match.regions, match.tokens, match.present, adapted=True).float() + match.likeness
         found = float(batch.targets.real.sum().clamp(min=1))
         focal = set_loss(logits, match.layer_boxes[:, -1], batch.targets, weights, found)["class"]
-        penalty = 0.5 * (orthogonality(head.region.weight) + orthogonality(head.token.weight))
+        matrices = [m for m in (head.region.matrix(), head.token.matrix()) if m is not None]
+        penalty = 0.5 * sum(map(orthogonality, matrices), torch.zeros(()))
         total = lambda_cls * focal + lambda_reg * penalty
         return total, {
             "loss": float(total.detach()),
@@ -233,9 +234,14 @@ def train_phase2(
     k: int = 4,
     lambda_cls: float = 1.0,
     lambda_reg: float = 0.5,
+    adapter: str = "linear",
     watched: Callable[[Callable], Callable] = unwatched,
 ) -> list[dict]:
-    """ARD: F and F~ from the identity, everything else as phase 1 left it; `batch_size` counts positives."""
+    """ARD: F and F~ from the identity, everything else as phase 1 left it; `batch_size` counts positives.
+
+    adapter: what F and F~ are, a key of `score_head.ADAPTERS`; the paper's are linear.
+    """
+    model.renew_adapters(adapter)
     model.set_adapters(True)
     set_trainable(model, adapters=True)
     batches = phase2_batches(data, settings.batch_size, k)

@@ -38,6 +38,7 @@ class AttributionDetectorConfig(MMGroundingDinoConfig):
     scaled_logits: bool = False  # token logits are plain products (Grounding DINO)
     score_rule: str = "mean"  # how text and exemplar probabilities become one, one of SCORE_RULES
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
+    adapter: str = "linear"  # what they are, a key of score_head.ADAPTERS
     shared_vision: bool = True  # I_1 and I_2 of the paper are one backbone
 
 
