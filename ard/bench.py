@@ -1,0 +1,133 @@
+"""`python -m ard.bench detector`: what a pair of query and gallery picture costs, part by part, with and without caches.
+
+Counts floating-point operations and takes seconds of the same run: as released (both backbones for every pair, FACTS 1.7,
+DESIGN 10), with gallery features kept, and with both sides kept. Seconds depend on the machine, operations do not.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+from torch.utils.flop_counter import FlopCounterMode
+
+from ard.backbones import freeze
+from ard.detector.criterion import detection_loss, make_targets
+from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
+from ard.detector.processor import AttributionProcessor
+from ard.detector.prompts import phrase_map
+from ard.detector.published import SIZES, AttributionDetector, published_config
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one part: operations in billions (None: not counted), seconds, and what it returned."""
+
+    gflop: float | None
+    seconds: float
+    result: Any = None
+
+
+def cost(run: Callable[[], Any]) -> Cost:
+    """Count one call and time another. Sampling of deformable attention is not counted: it has no products of matrices."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    start = time.perf_counter()
+    result = run()
+    return Cost(counter.get_total_flops() / 1e9, time.perf_counter() - start, result)
+
+
+def build(size: str, seed: int = 0, **changes):
+    """A detector with random weights, which ask for no gradient, and its processor: "mini", "T-B", "B-B" or "B-L".
+
+    `changes` go over its configuration.
+    """
+    torch.manual_seed(seed)
+    if size == "mini":
+        return freeze(AttributionGroundingDinoForObjectDetection(AttributionConfig(**changes))), AttributionProcessor.mini()
+    return freeze(AttributionDetector(published_config(size, **changes))), AttributionProcessor()
+
+
+def pair_costs(detector, processor: AttributionProcessor, side: int = 800, seed: int = 0) -> dict[str, Cost]:
+    """The parts "image", "query", "match" of one pair of `side` px squares, and "whole", which keeps nothing.
+
+    Raises AssertionError when the parts give another answer than the whole, in any bit.
+    """
+    rng = np.random.default_rng(seed)
+    gallery, query = (rng.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(2))
+    box = [[0.2 * side, 0.2 * side, 0.7 * side, 0.8 * side]]
+    ready = processor(query, box)
+    pixels, asked, where = processor.collate([processor(gallery)]), processor.collate([ready]), torch.from_numpy(ready.boxes).float()
+    with torch.no_grad():
+        parts = {"image": cost(lambda: detector.encode_image(pixels)), "query": cost(lambda: detector.encode_query(asked, where, ["cat"]))}
+        parts["match"] = cost(lambda: detector.match(parts["image"].result, parts["query"].result))
+        parts["whole"] = cost(lambda: detector.match(detector.encode_image(pixels), detector.encode_query(asked, where, ["cat"])))
+    one, other = parts["match"].result, parts["whole"].result
+    assert torch.equal(one.logits, other.logits) and torch.equal(one.layer_boxes, other.layer_boxes), "a cache changed the answer"
+    return parts
+
+
+def step_cost(detector, kept: Any, prompt: Any) -> Cost:
+    """One training step on a pair whose features are kept: match, loss, gradients; timed alone, since the counter fails there."""
+    targets = make_targets([np.array([[0.5, 0.5, 0.5, 0.6]])], [[0]], phrase_map(prompt))
+    detector.train().requires_grad_(True)
+    start = time.perf_counter()
+    detection_loss(detector.match(kept, prompt), targets)[0].backward()
+    done = Cost(None, time.perf_counter() - start)
+    freeze(detector).zero_grad(set_to_none=True)
+    return done
+
+
+def table(parts: dict[str, Cost], step: Cost | None = None) -> list[tuple[str, float | None, float]]:
+    """(what, GFLOP, seconds) of the ways to answer one pair, and of a training step."""
+    image, query, match = (parts[name] for name in ("image", "query", "match"))
+    rows = [(name, parts[name].gflop, parts[name].seconds) for name in ("image", "query", "match")]
+    ways = {"a pair, nothing kept": (image, query, match), "a pair, gallery kept": (query, match), "a pair, both sides kept": (match,)}
+    if step is not None:
+        ways |= {"a training step, nothing kept": (image, query, step), "a training step, both sides kept": (step,)}
+    for name, costs in ways.items():
+        counted = None if any(c.gflop is None for c in costs) else sum(c.gflop for c in costs)
+        rows.append((name, counted, sum(c.seconds for c in costs)))
+    return rows
+
+
+@app.callback()
+def main() -> None:
+    """Benchmarks that a person runs; none of them is a test."""
+
+
+@app.command()
+def detector(size: str = typer.Option("mini", help=f"mini, {', '.join(SIZES)}"),
+             side: int = typer.Option(0, help="px of a square picture; 0: 64 for mini, 800 else"),
+             fused: int = typer.Option(0, help="how many of the coarsest maps go through the fusion encoder; 0: as configured"),
+             bf16: bool = typer.Option(False, help="bfloat16 where the machine is faster with it"),
+             train: bool = typer.Option(True, help="also a training step")) -> None:
+    """Operations and seconds of one pair, part by part."""
+    if size not in ("mini", *SIZES):
+        raise typer.BadParameter(f"expected mini or one of {', '.join(SIZES)}, found {size}")
+    side = side or (64 if size == "mini" else 800)
+    model, processor = build(size, **({"fused_levels": fused} if fused else {}))
+    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+        parts = pair_costs(model, processor, side)
+        step = step_cost(model, parts["image"].result, parts["query"].result) if train else None
+    rows = table(parts, step)
+    print(f"{size}, {side} px, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    for name, gflop, seconds in rows:
+        against = [row for row in rows if row[0].startswith(name.partition(",")[0]) and row[0].endswith("nothing kept")]
+        gain = "".join(f"{row[2] / seconds:9.2f} x faster" + (f", {row[1] / gflop:.2f} x fewer" if gflop else "") for row in against)
+        print(f"{name:36}{'' if gflop is None else f'{gflop:.2f} GFLOP':>16}{seconds:10.4f} s{gain}")
+    print(f"{1 / rows[5][2]:.1f} gallery pictures a second, one at a time; peak memory "
+          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB; kept and not kept answer alike, bit by bit")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,61 @@
+"""What the caches save: the parts add up to the whole, and a kept gallery asks the backbone for nothing."""
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ard import bench
+from ard.detector.attribute import Attributor
+from ard.detector.processor import AttributionProcessor
+from ard.detector.published import AttributionDetector
+from tests.detector.official import small_config
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return AttributionDetector(small_config()).eval().requires_grad_(False), AttributionProcessor(96, 160)
+
+
+def test_parts_add_up_and_keeping_both_sides_leaves_the_joint_part(small):
+    parts = bench.pair_costs(*small, side=96)
+    assert parts["whole"].gflop == pytest.approx(sum(parts[n].gflop for n in ("image", "query", "match")), rel=1e-9)
+    rows = {name: gflop for name, gflop, _ in bench.table(parts)}
+    assert rows["a pair, both sides kept"] == parts["match"].gflop < rows["a pair, gallery kept"] < rows["a pair, nothing kept"]
+    assert parts["query"].gflop > parts["image"].gflop > 0, "the query has text and an exemplar besides"
+
+
+def test_counted_operations_are_those_of_the_matrices():
+    a, b = torch.zeros(20, 30), torch.zeros(30, 50)
+    assert bench.cost(lambda: a @ b).gflop == pytest.approx(2 * 20 * 30 * 50 / 1e9)
+
+
+def test_fusing_fewer_levels_costs_less(small):
+    detector, processor = small
+    torch.manual_seed(0)
+    coarse = AttributionDetector(small_config(fused_levels=3)).eval().requires_grad_(False)
+    every, few = (bench.pair_costs(d, processor, side=96)["match"].gflop for d in (detector, coarse))
+    assert few < 0.6 * every
+
+
+def test_a_kept_gallery_is_not_looked_at_again(small):
+    detector, processor = small
+    rng, calls = np.random.default_rng(0), []
+    hook = detector.model.backbone.conv_encoder.register_forward_hook(lambda module, given, out: calls.append(len(given[0])))
+    pictures = {f"{i}": rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for i in range(6)}
+    attributor = Attributor(detector, processor, batch=4)
+    index = attributor.index(pictures)
+    assert calls == [4, 2]
+    for name in ("cat", "dog", None):
+        attributor.attribute(pictures["0"], [10, 10, 60, 60], name, index)
+    hook.remove()
+    assert calls == [4, 2, 1, 1, 1], "one look at each query, none at the gallery"
+
+
+def test_the_command_prints_every_row():
+    result = CliRunner().invoke(bench.app, ["detector"])
+    assert result.exit_code == 0, result.output
+    for row in ("image", "match", "a pair, both sides kept", "a training step, both sides kept", "bit by bit"):
+        assert row in result.output
+    assert CliRunner().invoke(bench.app, ["detector", "--size", "huge"]).exit_code == 2
