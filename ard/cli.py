@@ -1,0 +1,79 @@
+"""`python -m ard.cli attribute ...` asks a detector about one picture; `convert` makes a detector of an official checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+from ard.detector.attribute import Attributor
+from ard.detector.convert import from_official, read_official
+from ard.detector.model import AttributionConfig, load_detector
+from ard.detector.processor import FILE, AttributionProcessor
+from ard.detector.published import SIZES, AttributionDetector, AttributionDetectorConfig, published_config
+from ard.files import FileError
+
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def load_attributor(folder: str | Path) -> Attributor:
+    """The detector in a folder, of the mini world or of a published size, with its processor (`convert` writes one beside it)."""
+    settings = Path(folder) / "config.json"
+    try:
+        kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise FileError(f"{settings}: no such file; is {folder} a detector?") from None
+    except ValueError as error:
+        raise FileError(f"{settings}: not JSON ({error})") from None
+    kept = AttributionProcessor.from_pretrained(folder) if (Path(folder) / FILE).is_file() else None
+    if kind == AttributionConfig.model_type:
+        return Attributor(load_detector(folder), kept or AttributionProcessor.mini(), batch=32)
+    if kind == AttributionDetectorConfig.model_type:
+        return Attributor(AttributionDetector.from_pretrained(folder, local_files_only=True), kept or AttributionProcessor())
+    raise FileError(f"{settings}: model_type {kind!r} is no detector of ours")
+
+
+@app.command()
+def attribute(model: Path = typer.Argument(help="folder of a detector, as data/models/ard"),
+              query: Path = typer.Argument(help="generated picture"),
+              box: str = typer.Argument(help="x0,y0,x1,y1 in its pixels"),
+              gallery: Path = typer.Argument(help="folder of training pictures"),
+              prompt: str = typer.Option(None, help="what is in the box, as 'cat'; nothing: by looks alone"),
+              top_k: int = typer.Option(10, help="answers printed")) -> None:
+    """Which region of which training picture did this region come from? Prints rank, score, box and file."""
+    try:
+        corners = [float(value) for value in box.split(",")]
+        if not gallery.is_dir():
+            raise FileError(f"{gallery}: no such folder")
+        files = sorted(path for path in gallery.rglob("*") if path.suffix.lower() in PICTURES)
+        if not files:
+            raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
+        answer = load_attributor(model).attribute(query, corners, prompt, files, top_k)
+    except ValueError as error:  # FileError, ImageError and GeometryError among them
+        raise typer.BadParameter(str(error)) from None
+    for rank, one in enumerate(answer.found, 1):
+        typer.echo(f"{rank:4}  {one.score:.4f}  {','.join(f'{v:.1f}' for v in one.box)}  {one.image_id}")
+    for skipped in answer.skipped:
+        typer.echo(f"skipped: {skipped.reason}", err=True)
+    typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped", err=True)
+
+
+@app.command()
+def convert(checkpoint: Path = typer.Argument(help="official .pth of GroundingDINO or CountGD"),
+            out: Path = typer.Argument(help="folder for the detector"),
+            size: str = typer.Option("B-B", help=f"its shape, Swin then BERT: {', '.join(SIZES)}")) -> None:
+    """An official checkpoint as a detector of ours, with what was not used and what is fresh, by name."""
+    try:
+        found = from_official(read_official(checkpoint), published_config(size))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    found.detector.save_pretrained(out)
+    AttributionProcessor().save_pretrained(out)
+    for what, names in (("as initialised", found.fresh), ("not used", found.unused)):
+        typer.echo("\n".join([f"{what}: {len(names)}", *(f"  {name}" for name in names)]))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,72 @@
+"""The two commands of a person with a picture, a folder and perhaps an official checkpoint."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ard import cli
+from ard.detector.convert import to_official
+from ard.detector.model import save_detector
+from ard.detector.published import AttributionDetector
+from ard.files import FileError
+from tests.detector.conftest import COLOURS, square, tiny  # noqa: F401
+from tests.detector.official import small_config
+
+
+@pytest.fixture
+def place(tmp_path, tiny):  # noqa: F811
+    rng = np.random.default_rng(0)
+    (tmp_path / "gallery/more").mkdir(parents=True)
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        Image.fromarray(square(rng, colour)[0]).save(tmp_path / "gallery" / ("more" if i else "") / f"{name}.png")
+    Image.fromarray(square(rng, COLOURS["cat"])[0]).save(tmp_path / "query.png")
+    save_detector(tiny, tmp_path / "mini")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def test_attribute_prints_every_picture_of_the_folder_strongest_first(place):
+    (place / "gallery/torn.jpg").write_text("not a picture")
+    result = run("attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip()[0].isdigit() and "ranked" not in line]
+    assert [line[0] for line in lines] == ["1", "2", "3", "4"] and len({" ".join(line[3:]) for line in lines}) == 4
+    assert [float(line[1]) for line in lines] == sorted((float(line[1]) for line in lines), reverse=True)
+    assert "4 pictures ranked, 1 skipped" in result.output and "torn.jpg: not a readable image" in result.output
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"box": "0.1,0.1,0.9,0.9"}, "shares"), ({"box": "a,b"}, "could not convert"), ({"gallery": "none"}, "no such folder"),
+    ({"model": "gallery"}, "no such file"), ({"query": "none.png"}, "no such file")])
+def test_a_wrong_argument_is_one_line(place, change, reason):
+    given = {"model": "mini", "query": "query.png", "box": "4,4,40,40", "gallery": "gallery", **change}
+    result = run("attribute", *(value if key == "box" else place / value for key, value in given.items()))
+    assert result.exit_code == 2 and reason in " ".join(result.output.replace("│", " ").split())
+
+
+def test_convert_makes_a_detector_that_attribute_reads(place, monkeypatch):
+    monkeypatch.setattr(cli, "published_config", lambda size: small_config())
+    torch.manual_seed(0)
+    state = to_official(AttributionDetector(small_config()), exemplars=False)
+    torch.save({"model": {**state, "label_enc.weight": torch.zeros(3)}}, place / "official.pth")
+    result = run("convert", place / "official.pth", place / "big")
+    assert result.exit_code == 0, result.output
+    assert "not used: 1" in result.output and "label_enc.weight" in result.output and "exemplar_projection.bias" in result.output
+    attributor = cli.load_attributor(place / "big")
+    assert isinstance(attributor.detector, AttributionDetector) and attributor.processor.short_side == 800
+    del state["feat_map.bias"]
+    torch.save(state, place / "less.pth")
+    result = run("convert", place / "less.pth", place / "other")
+    assert result.exit_code == 2 and "feat_map.bias is missing" in " ".join(result.output.replace("│", " ").split())
+    assert not (place / "other").exists()
+
+
+def test_a_folder_that_is_no_detector_is_named(place):
+    (place / "gallery/config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(FileError, match="'bert' is no detector of ours"):
+        cli.load_attributor(place / "gallery")
