@@ -1,5 +1,6 @@
 """`ard.readme`: numbers reach the README from table2.csv only; what is committed agrees with the committed table."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -69,3 +70,12 @@ def test_committed_readme_shows_the_committed_table():
         pytest.skip("not a git clone")
     tables = committed("data/tables/table2.csv"), committed("data/ablations/rows.csv")
     assert readme.filled(page, *tables) == page, "run: python -m ard.readme"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))
+def test_the_examples_run_as_they_stand(block, monkeypatch, capsys):
+    if not (ROOT / "data/models/ard/model.safetensors").is_file():
+        pytest.skip("the shipped detector is not here")
+    monkeypatch.chdir(ROOT)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
