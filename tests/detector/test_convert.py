@@ -38,6 +38,22 @@ def assert_same(detector, official, batch, names):
         assert (match.logits[i][mine] - logits[i, :, :tokens].clamp(min=ABSENT)[theirs]).abs().max() < 1e-4
 
 
+def test_captions_of_a_batch_do_not_mix(tmp_path, monkeypatch):
+    """The authors' code repeats the text masks of a batch in another order than its attention heads, so that a caption is read
+    through its neighbour's mask; here a caption is read the same alone and in company."""
+    official = official_model(small_config(), tmp_path, monkeypatch)
+    detector = from_official(official.state_dict(), small_config()).detector
+    batch = pictures(160, 224)
+    one = Pictures(*(t[:1] for t in batch))
+    long, short = [Phrase("cat"), Phrase("teddy bear"), Phrase("dog")], [Phrase("zebra")]
+    with torch.no_grad():
+        together, alone = detector(batch, detector.prompt([long, short])), detector(one, detector.prompt([long]))
+    theirs = official_answer(official, batch, ["cat . teddy bear . dog .", "zebra ."])[1][0, :, :9]
+    theirs_alone = official_answer(official, one, ["cat . teddy bear . dog ."])[1][0, :, :9]
+    assert (together.logits[0] - alone.logits[0]).abs().max() < 1e-4
+    assert (alone.logits[0] - theirs_alone).abs().max() < 1e-4 < 0.05 < (theirs - theirs_alone).abs().max()
+
+
 @pytest.mark.parametrize("names", [["cat"], ["cat", "teddy bear", "dog"]])
 def test_parity_at_small_shape(names, tmp_path, monkeypatch):
     official = official_model(small_config(), tmp_path, monkeypatch)
