@@ -27,7 +27,7 @@ from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import evaluate, values
 from ard.records import Dataset, Sample
 
-Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml, and how regions are scored
+Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml
 PHASES = ("ARD-", "ARD")
 MEASURES = ("recall_1", "recall_1_ungated", "same_class_recall_1", "box_acc")
 
@@ -56,7 +56,8 @@ def learn(start: str | Path, positives: PhaseData, pairs: Callable[[int], PhaseD
     them. folder: checkpoints; a killed run goes on, and rows of the same first phase share it.
     """
     first, second = settings["phase1"], settings["phase2"]
-    places = [Path(folder) / sha256_bytes(json.dumps(part, sort_keys=True).encode())[:12] for part in (first, [first, second])]
+    learned = {key: value for key, value in first.items() if key != "score_rule"}  # which nothing is trained by
+    places = [Path(folder) / sha256_bytes(json.dumps(part, sort_keys=True).encode())[:12] for part in (learned, [learned, second])]
     model = load_detector(start)
     if first["likeness"]:
         model.add_likeness(first["seed"])
@@ -65,7 +66,7 @@ def learn(start: str | Path, positives: PhaseData, pairs: Callable[[int], PhaseD
                  *(first[key] for key in ("other_names", "rivals", "absent")))
     train_phase2(model, positives, _training(second, second["positives"]), places[1],
                  *(second[key] for key in ("k", "lambda_cls", "lambda_reg", "adapter")))
-    model.config.score_rule = settings["score"]["rule"]
+    model.config.score_rule = first["score_rule"]
     return model.eval()
 
 

@@ -13,11 +13,10 @@ from tests.detector.conftest import phase_data, toy  # noqa: F401
 from tests.toy_attribution import tiny_detector, toy_dataset
 
 BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0, "losses": "groundingdino",
-                   "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False,
+                   "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False, "score_rule": "mean",
                    "seed": 0, "validate_every": 7},
         "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
-                   "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0},
-        "score": {"rule": "mean"}}
+                   "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_rows_of_one_first_phase_train_it_once(phase_data, tmp_path, monkeypatch
         settings = ablation.changed_settings(BASE, changes)
         return ablation.learn("", phase_data, lambda count: None, settings, NAMES, tmp_path)
 
-    first, other, text = train({}), train({"phase2.k": 3, "phase2.learning_rate": 0.01}), train({"score.rule": "text"})
+    first, other, text = train({}), train({"phase2.k": 3, "phase2.learning_rate": 0.01}), train({"phase1.score_rule": "text"})
     assert len(steps) == BASE["phase1"]["steps"] and text.config.score_rule == "text"
     assert torch.equal(first.exemplar_projection.weight, other.exemplar_projection.weight)
     assert not torch.equal(first.score_head.region.weight, other.score_head.region.weight)
