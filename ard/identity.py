@@ -5,7 +5,6 @@ Trained contrastively on pairs of renderings of base individuals; it judges gene
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

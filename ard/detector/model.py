@@ -139,10 +139,10 @@ class AttributionGroundingDinoForObjectDetection(JointDetector):
         return Scene(
             tokens,
             self._where(shapes).expand(len(tokens), -1, -1),
-            torch.zeros(tokens.shape[:2], dtype=torch.bool),
+            torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
             shapes,
             tokens.new_ones(len(tokens), len(shapes), 2),
-            torch.full((len(tokens), 2), float(IMAGE_SIZE)),
+            tokens.new_full((len(tokens), 2), IMAGE_SIZE, dtype=torch.float32),
         )
 
     def _query_tokens(self, prompt: Prompt) -> Tensor:

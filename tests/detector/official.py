@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, SwinConfig
 
 from ard.backbones import wordpieces
-from ard.detector.published import AttributionDetectorConfig, published_config
+from ard.detector.published import AttributionDetectorConfig
 
 # groundingdino-py has a width of 256 written into its position embeddings
 SMALL = dict(d_model=256, encoder_layers=2, decoder_layers=3, encoder_attention_heads=8, decoder_attention_heads=8,
