@@ -5,6 +5,7 @@ before is a front end: `ard.detector.model` for the mini world, `ard.detector.pu
 """
 
 import copy
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,8 +61,8 @@ class Match:
         return torch.cat([centre - half, centre + half], -1).clamp(0, 1) * self.pixels.repeat(1, 2)[:, None]
 
 
-class JointDetector(MMGroundingDinoForObjectDetection):
-    """Fusion encoder, language-guided selection, decoder and F . F~. A front end gives the three methods that raise here."""
+class JointDetector(MMGroundingDinoForObjectDetection, ABC):
+    """Fusion encoder, language-guided selection, decoder and F . F~. A front end gives the three abstract methods."""
 
     _tied_weights_keys = {r"bbox_embed.(?![0])\d+": r"bbox_embed.0", "model.decoder.bbox_embed": "bbox_embed"}
 
@@ -139,15 +140,17 @@ class JointDetector(MMGroundingDinoForObjectDetection):
         )
 
     # ---- what a front end gives ----------------------------------------------------------------------------------
+    @abstractmethod
     def _new_exemplar_projection(self, config) -> nn.Module:
-        raise NotImplementedError
+        """What brings exemplars to the common width."""
 
+    @abstractmethod
     def _scene(self, features) -> Scene:
-        raise NotImplementedError
+        """Image tokens of what `encode_image` gave."""
 
+    @abstractmethod
     def _query_tokens(self, prompt: Prompt) -> Tensor:
         """Text and exemplar tokens at the common width (B, T, d)."""
-        raise NotImplementedError
 
     def _likeness(self, features, boxes: Tensor, prompt: Prompt) -> Tensor:
         """What is added to the logits of boxes (B, L, N, 4) cxcywh in [0, 1] of every layer: (B, L, N, T); here 0."""
