@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 150_000_000  # half a gigabyte in RGB
-Source = typing.Union[str, Path, Image.Image, np.ndarray]
+Source = typing.Union[str, Path, typing.BinaryIO, Image.Image, np.ndarray]
 
 
 class ImageError(ValueError):
@@ -18,7 +18,7 @@ class ImageError(ValueError):
 
 
 def open_image(source: Source, name: str | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of a file, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) of 8 or 16 bits.
+    """(H, W, 3) uint8 of a file (or an open one), a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) of 8 or 16 bits.
 
     Grey becomes RGB, sixteen bits eight, transparency white, and an EXIF rotation is carried out. Raises ImageError, with
     `name` (default: the file), for anything that is missing, torn, empty or larger than MAX_PIXELS.
@@ -35,7 +35,7 @@ def open_image(source: Source, name: str | None = None) -> np.ndarray:
     except ImageError as error:
         raise ImageError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
     except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
+        raise ImageError(f"{name}: image not found") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: more than {MAX_PIXELS // 1_000_000} million pixels") from None
     except (OSError, ValueError, SyntaxError, TypeError, AttributeError) as error:

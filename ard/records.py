@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ard import files
+from ard.images import ImageError, open_image
 
 SPLITS = ("train", "val", "test")
 Box = tuple[float, float, float, float]
@@ -149,15 +150,10 @@ class Dataset:
 
 def read_image(path: str | Path | typing.BinaryIO) -> np.ndarray:
     """An image file (or an open one) as (H, W, 3) uint8; RecordError says which file is missing or corrupt."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except FileNotFoundError:
-        raise RecordError(f"{path}: image not found") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise RecordError(f"{path}: not a readable image ({error})") from None
+        return open_image(path)
+    except ImageError as error:
+        raise RecordError(str(error)) from None
 
 
 def positive(sample: Sample, gallery: Iterable[GalleryImage]) -> GalleryImage:

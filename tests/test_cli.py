@@ -42,7 +42,7 @@ def test_attribute_prints_every_picture_of_the_folder_strongest_first(place):
 
 @pytest.mark.parametrize(("change", "reason"), [
     ({"box": "0.1,0.1,0.9,0.9"}, "shares"), ({"box": "a,b"}, "could not convert"), ({"gallery": "none"}, "no such folder"),
-    ({"model": "gallery"}, "no such file"), ({"query": "none.png"}, "no such file")])
+    ({"model": "gallery"}, "no such file"), ({"query": "none.png"}, "image not found")])
 def test_a_wrong_argument_is_one_line(place, change, reason):
     given = {"model": "mini", "query": "query.png", "box": "4,4,40,40", "gallery": "gallery", **change}
     result = run("attribute", *(value if key == "box" else place / value for key, value in given.items()))

@@ -58,7 +58,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     for name in ("torn.png", "text.jpg", "empty.png"):
         with pytest.raises(ImageError, match=f"{name}: not a readable image"):
             open_image(tmp_path / name)
-    with pytest.raises(ImageError, match="none.png: no such file"):
+    with pytest.raises(ImageError, match="none.png: image not found"):
         open_image(tmp_path / "none.png")
     with pytest.raises(ImageError, match="not a readable image"):
         open_image(7)

@@ -61,7 +61,7 @@ def test_what_cannot_be_read_is_listed_and_the_others_are_ranked(attributor, gal
     files = [*sorted(tmp_path.glob("*.png")), tmp_path / "gone.png"]
     answer = attributor.attribute(gallery["cat"], BOX, None, files)
     assert answer.ranked == 4 and {s.image_id for s in answer.skipped} == {str(tmp_path / "torn.png"), str(tmp_path / "gone.png")}
-    assert answer.ranked + len(answer.skipped) == len(files) and "no such file" in answer.skipped[-1].reason
+    assert answer.ranked + len(answer.skipped) == len(files) and "image not found" in answer.skipped[-1].reason
 
 
 def test_bad_questions_are_refused(attributor, gallery):
