@@ -5,6 +5,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
 
+from ard.backbones import wordpieces
 from ard.detector.convert import from_grounding_dino, from_official, read_official, to_official
 from ard.detector.joint import ABSENT
 from ard.detector.prompts import EXEMPLAR, Phrase
@@ -188,8 +189,6 @@ def test_weights_in_the_hub_layout_answer_as_transformers_does(tmp_path):
     theirs.save_pretrained(tmp_path / "hub")
     found = from_grounding_dino(tmp_path / "hub")
     batch = pictures(160, 224)
-    from ard.backbones import wordpieces
-
     words = wordpieces()(["cat . teddy bear ."] * 2, return_tensors="pt")
     with torch.no_grad():
         wanted = theirs(pixel_values=batch.pixels, pixel_mask=batch.mask.long(), **words)

@@ -8,13 +8,10 @@ from ard.detector import phases as ph
 from ard.detector.features import region_vectors
 from ard.detector.prompts import EXEMPLAR, TEXT
 from ard.detector.train import TrainSettings
+from ard.validation import changed
 from tests.detector.conftest import NAMES
 
 SETTINGS = TrainSettings(steps=3, batch_size=2, warmup=0, learning_rate=1e-2, log_every=1, checkpoint_every=1)
-
-
-def changed(before, after) -> set[str]:
-    return {n for (n, a), (_, b) in zip(before.named_parameters(), after.named_parameters()) if not torch.equal(a, b)}
 
 
 def test_phase1_trains_all_but_the_adapters(tiny, phase_data, tmp_path):
