@@ -29,6 +29,7 @@ rebuild: $(READY)
 
 ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 20_ablations
+	$(VENV)/bin/python -m ard.run --estimate 21_diagnostics
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

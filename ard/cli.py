@@ -55,6 +55,8 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         raise typer.BadParameter(str(error)) from None
     for rank, one in enumerate(answer.found, 1):
         typer.echo(f"{rank:4}  {one.score:.4f}  {','.join(f'{v:.1f}' for v in one.box)}  {one.image_id}")
+    if answer.sure is not None:
+        typer.echo(f"chance that the source is among them, were it there every second time: {answer.sure:.2f}", err=True)
     for skipped in answer.skipped:
         typer.echo(f"skipped: {skipped.reason}", err=True)
     typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped", err=True)

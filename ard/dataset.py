@@ -1,6 +1,6 @@
 """AD+ and AD-: joins exemplars and generated queries into samples and galleries, counts them, checks the splits.
 
-Between generation and the detector (paper, section 4.4). Leak probes are in `ard.leaks`.
+Between generation and the detector (paper, section 4.3). Leak probes are in `ard.leaks`.
 """
 
 from __future__ import annotations

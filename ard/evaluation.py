@@ -62,6 +62,15 @@ def collect(ask: Ask, samples: Sequence[Sample], load: Callable[[Sample], Query]
     return answers, 1000 * float(np.median(seconds)) / len(gallery)
 
 
+def collect_all(asks: Mapping[str, Ask], samples: Sequence[Sample], dataset: Dataset, split: str, folder: str | Path) -> Answers:
+    """Answers of several methods over a split's gallery, a ledger for each in `folder`."""
+    gallery, answers = dataset.open_gallery(split), {}
+    for name, ask in asks.items():
+        file = Path(folder) / f"{split} {name}.jsonl"
+        answers |= collect(ask, samples, dataset.query, gallery, file, f"{split}: {name}")[0]
+    return answers
+
+
 def _packed(answer: Attribution) -> list:
     """A score of -inf ("nothing found") is not JSON."""
     return [answer.image_id, answer.box, None if answer.score == float("-inf") else answer.score]

@@ -25,7 +25,7 @@ COLOURS = {
     "chance": "#bbbbbb", "class oracle": "#777777", "drawing oracle": "#999999", "designer oracle": "#aaaaaa",
     "colour histogram": _PALETTE[8], "image cosine": _PALETTE[9], "crop cosine": _PALETTE[0], "AbC": _PALETTE[1],
     "CountGD (untrained)": _PALETTE[5], "ARD-": _PALETTE[4], "ARD": _PALETTE[2], "ARD (rendered queries)": _PALETTE[3],
-    "crop cosine (rendered queries)": _PALETTE[6]}
+    "crop cosine (rendered queries)": _PALETTE[6], "ARD (released code)": _PALETTE[7], "ARD (paper)": "#8c6d31"}
 TRUTH, ANSWER = "#d62728", "#1f77b4"  # frame of the true image, box of an answer
 DPI = 120
 
@@ -105,6 +105,21 @@ def strata_bars(strata: pd.DataFrame, methods: Sequence[str], kinds: Sequence[st
         axes.set_title(kind)
     panels[0, 0].set_ylabel("Recall@1")
     panels[0, -1].legend(fontsize=8)
+    return figure
+
+
+def share_bars(changed: pd.DataFrame) -> Figure:
+    """Share of queries whose score falls when one thing of the question is changed (`diagnostics.change_summary`)."""
+    questions, methods = changed["question"].unique(), changed["method"].unique()
+    figure, panels = plt.subplots(1, len(questions), figsize=(4.2 * len(questions), 0.4 * len(methods) + 1.4), sharey=True, squeeze=False)
+    for axes, question in zip(panels[0], questions):
+        for place, row in enumerate(changed[changed["question"] == question].to_dict("records")):
+            axes.barh(place, row["share_fallen"], color=COLOURS[row["method"]])
+            if pd.notna(row["ci_low"]):
+                axes.plot([row["ci_low"], row["ci_high"]], [place, place], color="black", linewidth=1.5)
+        axes.axvline(0.5, linestyle="--", color=COLOURS["chance"])
+        axes.set(title=question, xlim=(0, 1), yticks=range(len(methods)), yticklabels=methods, xlabel="share whose score falls")
+    panels[0][0].invert_yaxis()
     return figure
 
 

@@ -1,7 +1,7 @@
-"""`python -m ard.readme`: writes Table 2 and the ablations into README.md between their markers, so that no number there is
-typed by hand.
+"""`python -m ard.readme`: writes Table 2, the ablations and the diagnostics into README.md between their markers, so that no
+number there is typed by hand.
 
-Reads data/tables/table2.csv and data/ablations/rows.csv; without the first the README says that there are no results yet.
+Reads the tables in data/ that `PARTS` names; without Table 2 the README says that there are no results yet.
 """
 
 from __future__ import annotations
@@ -9,40 +9,43 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ard.files import FileError, atomic_write_text
 
-START, END = "<!-- results: written by python -m ard.readme -->", "<!-- end of results -->"
-ROWS_START, ROWS_END = "<!-- ablations: written by python -m ard.readme -->", "<!-- end of ablations -->"
 NOTHING = "There are no results to show yet: the base models are still in training. `make repro` prints them once they ship."
 EVALUATE = "python -m ard.run 08_evaluate"
 # What has to run before the evaluation to make a row's model anew.
 COMMANDS = {"CountGD (untrained)": "python -m ard.run 14_exemplar_prompted", "ARD-": "python -m ard.run 06_phase1",
             "ARD": "python -m ard.run 07_phase2", "ARD (rendered queries)": "python -m ard.run 07_phase2"}
+ALONE = "`python -m ard.run 21_diagnostics` alone"
 HEADER = ("| method | box acc. | Recall@1 [95%] | Recall@5 | Recall@10 | class oracle, same gate | within the class "
           "(chance) | command, then `" + EVALUATE + "` |")
 
 
-def results(table2: str | None) -> str:
-    """The Markdown between the markers, from the text of table2.csv (None: not there yet).
+def results(table2: str | None, more: str | None = None) -> str:
+    """The Markdown of Table 2, from the text of table2.csv (None: not there yet) and of the rows that 21_diagnostics adds,
+    which stand before ARD-.
 
     A method with boxes is shown in its gated reading.
     """
-    rows = list(csv.DictReader(io.StringIO(table2))) if table2 else []
+    rows, added = _rows(table2), _rows(more)
     if not rows:
         return NOTHING
+    place = next((i for i, row in enumerate(rows) if row["method"] == "ARD-"), len(rows))
+    rows[place:place] = added
+    commands = {name: f"`{command}`" for name, command in COMMANDS.items()} | {row["method"]: ALONE for row in added}
     first = {}
     for row in sorted(rows, key=lambda r: r["gated"] != "True"):
         first.setdefault(row["method"], row)
     lines = [HEADER, "|" + " --- |" * 8]
     for name in dict.fromkeys(row["method"] for row in rows):
         row = {key: _short(value) for key, value in first[name].items()}
-        command = f"`{COMMANDS[name]}`" if name in COMMANDS else ""
         interval = f" [{row['ci_low_recall_1']}, {row['ci_high_recall_1']}]" if row["ci_low_recall_1"] != "–" else ""
         lines.append(f"| {name} | {row['box_acc']} | {row['recall_1']}{interval} | {row['recall_5']} | {row['recall_10']} "
                      f"| {row['class_oracle_recall_1']} | {row['same_class_recall_1']} ({row['same_class_chance']}) "
-                     f"| {command} |")
+                     f"| {commands.get(name, '')} |")
     some = rows[0]
     lines += ["", f"{some['dataset']}, test: {some['n_queries']} queries of {some['n_exemplars']} exemplars, each ranked "
               f"against {some['gallery_size']} images. Intervals resample exemplars."]
@@ -51,21 +54,50 @@ def results(table2: str | None) -> str:
 
 def ablations(rows: str) -> str:
     """The Markdown of the ablation table, from the text of rows.csv: ARD after both phases, and its distance to the first row."""
-    shown = [row for row in csv.DictReader(io.StringIO(rows)) if row["method"] == "ARD"]
-    lines = ["| row | gated Recall@1 [95%] | within the class | difference to the first row, paired [95%] |", "|" + " --- |" * 4]
-    for number, row in enumerate({key: _short(value) for key, value in row.items()} for row in shown):
-        gap = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]" if number else ""
-        lines.append(f"| {row['row']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['same_class_recall_1']} | {gap} |")
+    shown = [row for row in _rows(rows) if row["method"] == "ARD"]
+    lines = ["| row | gated Recall@1 [95%] | Recall@5 | within the class | compared with | paired difference [95%] |", "|" + " --- |" * 6]
+    for row in ({key: _short(value) for key, value in row.items()} for row in shown):
+        own = row["against"] == row["row"]
+        gap = "" if own else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
+        lines.append(f"| {row['row']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['recall_5']} "
+                     f"| {row['same_class_recall_1']} | {'' if own else row['against']} | {gap} |")
     return "\n".join(lines)
 
 
-def filled(readme: str, table2: str | None, rows: str | None = None) -> str:
-    """The README with its results replaced, and its ablations where `rows` (the text of rows.csv) is given.
+def diagnostics(changed: str, trust: str) -> str:
+    """The Markdown of what each detector reads and how sure it can be, from the texts of changed.csv and trust.csv."""
+    lines = ["| detector | other exemplar: X falls | its own image above X | other words: X falls | other box: X falls "
+             "| source in the gallery? AUROC | ECE, calibrated | source against its class, AUROC |", "|" + " --- |" * 8]
+    by = {(row["method"], row["question"]): {key: _short(value) for key, value in row.items()} for row in _rows(changed)}
+    for row in _rows(trust):
+        name, known = row["method"], {key: _short(value) for key, value in row.items()}
+        falls = [f"{by[name, q]['share_fallen']} [{by[name, q]['ci_low']}, {by[name, q]['ci_high']}]" for q in ("exemplar", "text", "box")]
+        lines.append(f"| {name} | {falls[0]} | {by[name, 'exemplar']['partner_above']} | {falls[1]} | {falls[2]} "
+                     f"| {known['auroc']} | {known['ece_calibrated']} | {known['same_class_auroc']} |")
+    return "\n".join(lines)
 
-    Raises FileError when the markers are not there, once each and in order.
+
+# name of a part, as its markers have it: the tables it is made of, and how; all but the first may be missing
+PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
+         "ablations": (("data/ablations/rows.csv",), ablations),
+         "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
+
+
+def markers(part: str) -> tuple[str, str]:
+    """The lines before and behind a part."""
+    return f"<!-- {part}: written by python -m ard.readme -->", f"<!-- end of {part} -->"
+
+
+def filled(readme: str, read: Callable[[str], str | None]) -> str:
+    """The README with its parts replaced; `read` gives the text of a table, None where it is missing.
+
+    Raises FileError when a part's markers are not there, once each and in order.
     """
-    page = _between(readme, START, END, results(table2))
-    return page if rows is None else _between(page, ROWS_START, ROWS_END, ablations(rows))
+    for part, (files, write) in PARTS.items():
+        texts = [read(file) for file in files]
+        if part == "results" or texts[0] is not None:
+            readme = _between(readme, *markers(part), write(*texts))
+    return readme
 
 
 def _between(readme: str, start: str, end: str, text: str) -> str:
@@ -76,16 +108,22 @@ def _between(readme: str, start: str, end: str, text: str) -> str:
 
 
 def main(root: Path = Path(".")) -> int:
-    """Fill README.md from the two tables; returns the exit status."""
+    """Fill README.md from the tables; returns the exit status."""
     readme = root / "README.md"
-    table2, rows = (path.read_text(encoding="utf-8") if path.is_file() else None
-                    for path in (root / "data/tables/table2.csv", root / "data/ablations/rows.csv"))
+
+    def read(file: str) -> str | None:
+        return (root / file).read_text(encoding="utf-8") if (root / file).is_file() else None
+
     try:
-        atomic_write_text(readme, filled(readme.read_text(encoding="utf-8"), table2, rows))
+        atomic_write_text(readme, filled(readme.read_text(encoding="utf-8"), read))
     except FileError as error:
         print(f"ard.readme: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _rows(text: str | None) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text))) if text else []
 
 
 def _short(value: str) -> str:

@@ -1,25 +1,23 @@
-"""What the answers mean: Table 2, same-class ranking, paired differences, token swaps, and which link of the chain fails.
+"""What the answers mean: Table 2, same-class ranking, paired differences, and which link of the chain fails.
 
 After `ard.evaluation` (paper, section 5; DESIGN 3, 8). All is computed per query; intervals resample exemplars.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ard import metrics
-from ard.detector.method import DetectorMethod
 from ard.evaluation import ROWS, Answers
-from ard.files import sha256_bytes
 from ard.intervals import Interval, bootstrap_mean, paired_difference
 from ard.metrics import ANALYTIC_ROWS, Outcome, is_gated
-from ard.records import Dataset, Gallery, Query, Sample, positive
+from ard.records import Dataset
 
 RENDERED = "ARD (rendered queries)"
 CROPS_RENDERED = "crop cosine (rendered queries)"  # no row of Table 2: what ARD must beat on rendered queries
-COMPARISONS = (("ARD", "class oracle"), ("ARD", "colour histogram"), ("ARD", "crop cosine"), ("ARD", "AbC"),
+COMPARISONS = (("ARD", "class oracle"), ("ARD", "drawing oracle"), ("ARD", "colour histogram"), ("ARD", "crop cosine"), ("ARD", "AbC"),
                ("ARD", "CountGD (untrained)"), ("ARD", "ARD-"), (RENDERED, "class oracle"), (RENDERED, CROPS_RENDERED))
 TOP = 10  # answers of a query that are kept for pictures
 Outcomes = Mapping[str, Sequence[Outcome]]
@@ -96,46 +94,6 @@ def query_rows(answers: Answers, outcomes: Outcomes) -> list[dict]:
     return rows
 
 
-# ---- exemplar-token swap ---------------------------------------------------------------------------------------------
-def swap_partner(sample: Sample, samples: Iterable[Sample]) -> Sample | None:
-    """A query of another individual of the class, of the same template when there is one; None when it is alone."""
-    rivals = [s for s in samples if s.class_name == sample.class_name and s.individual_id != sample.individual_id]
-    return min(rivals, key=lambda s: (s.template != sample.template, sha256_bytes(f"{sample.sample_id} {s.sample_id}".encode())),
-               default=None)
-
-
-def swap_tokens(method: DetectorMethod, samples: Sequence[Sample], dataset: Dataset, split: str,
-                load: Callable[[Sample], Query]) -> list[dict]:
-    """How a query's score on its own X falls when its exemplar token is another individual's of the same class.
-
-    Rows (sample_id, partner, method ARD- or ARD, own, swapped); a query without a rival in its split is left out.
-    """
-    rows = []
-    for sample in samples:
-        partner = swap_partner(sample, dataset.samples[split])
-        if partner is None:
-            continue
-        source = Gallery([positive(sample, dataset.gallery[split])], dataset.pixels)
-        query, other = load(sample), method.prompt(load(partner))
-        own, swapped = method.rank_both(query, source), method.rank_both(query, source, other)
-        rows += [{"sample_id": sample.sample_id, "concept_id": sample.concept_id, "partner": partner.sample_id,
-                  "method": name, "own": round(own[name][0].score, 6), "swapped": round(swapped[name][0].score, 6)}
-                 for name in own]
-    return rows
-
-
-def swap_summary(rows: Sequence[Mapping], queries: str) -> list[dict]:
-    """Share of queries whose score falls, with its interval: .5 for a detector that does not read the exemplar."""
-    table = []
-    for name in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == name]
-        fall = np.array([row["own"] - row["swapped"] for row in mine])
-        share = bootstrap_mean((fall > 0).astype(float), [row["concept_id"] for row in mine])
-        table.append({"queries": queries, "method": name, "n_swapped": len(mine), **_interval("share_fallen", share),
-                      "mean_fall": _round(fall.mean())})
-    return table
-
-
 # ---- which link fails ------------------------------------------------------------------------------------------------
 def diagnose(outcomes: Outcomes, swaps: Sequence[Mapping] = ()) -> dict:
     """Where Recall@1 is lost between 1 and ARD's gated value; the three losses add up to all of it.
@@ -149,7 +107,7 @@ def diagnose(outcomes: Outcomes, swaps: Sequence[Mapping] = ()) -> dict:
     ranked = recall_1(outcomes[RENDERED], gated=False).mean()
     losses = {"ranking": 1 - ranked, "proposal": ranked - rendered, "generator": rendered - gated}
     gap = differences(outcomes, [("ARD", "class oracle")])[0]
-    share = next((r["ci_low"] for r in swaps if r["queries"] == "rendered" and r["method"] == "ARD"), None)
+    share = next((r["ci_low"] for r in swaps if (r["queries"], r["question"], r["method"]) == ("rendered", "exemplar", "ARD")), None)
     above = gap["ci_low"] is not None and gap["ci_low"] > 0
     return {"recall_1": _round(gated), "loss": {k: _round(v) for k, v in losses.items()}, "above_class_oracle": above,
             "link": "none" if above else max(losses, key=losses.get),

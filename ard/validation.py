@@ -1,7 +1,7 @@
 """Both training phases with the validation split looked at along the way; features of AD+ kept, so that a killed run
 goes on.
 
-Between `ard.detector.phases` and the notebooks 06 and 07 (paper, section 4.5). The test split is never read here.
+Between `ard.detector.phases` and the notebooks 06 and 07 (paper, section 3.2). The test split is never read here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
+from ard.abstention import gallery_maxima
 from ard.baselines.methods import pick_queries, run_method
+from ard.calibration import Calibration, fit_calibration
 from ard.detector import phases
 from ard.detector.features import FeatureCache
 from ard.detector.method import DetectorMethod
@@ -48,6 +50,15 @@ class Validation:
         model.train(training)
         row = table2_row("", "", evaluate(answers, self.dataset, self.split))
         return {name: row[name] for name in COLUMNS}
+
+
+def calibrate(model: AttributionGroundingDinoForObjectDetection, validation: Validation) -> Calibration:
+    """What the best score of a gallery says about the source being in it, from validation queries asked with and without
+    theirs; kept in `model.config.calibration`, which answers to users and Table 2's abstention are read by."""
+    answers = run_method(DetectorMethod(model, validation.cache), validation.dataset, validation.split, validation.samples)
+    curve = fit_calibration(*gallery_maxima(answers, validation.dataset, validation.split))
+    model.config.calibration = [curve.slope, curve.offset]
+    return curve
 
 
 @dataclass(frozen=True)

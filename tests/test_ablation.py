@@ -7,6 +7,7 @@ import torch
 from ard import ablation
 from ard.config import ConfigError
 from ard.detector.features import FeatureCache
+from ard.detector.variants import Variant
 from ard.files import Ledger
 from tests.detector.conftest import NAMES
 from tests.detector.conftest import phase_data, toy  # noqa: F401
@@ -16,7 +17,8 @@ BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule
                    "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False, "score_rule": "mean",
                    "seed": 0, "validate_every": 7},
         "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
-                   "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0}}
+                   "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0},
+        "variant": dict(vars(Variant()))}
 
 
 @pytest.fixture(scope="module")
@@ -27,25 +29,32 @@ def dataset(tmp_path_factory):
 def test_a_wrong_key_is_refused_before_any_row_is_trained(tmp_path):
     rows, trained = {"as used": {}, "typo": {"phase1.rival": 0}}, []
     with pytest.raises(ConfigError, match="phase1.rival.*did you mean 'phase1.rivals'"):
-        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), lambda *a: trained.append(a), lambda m: {})
+        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), lambda s: trained.append(s), lambda m, v: {})
     assert not trained and BASE["phase1"]["rivals"] == 1
 
 
 def test_rows_that_are_done_are_not_trained_again(tmp_path):
     rows, trained = {"a": {}, "b": {"phase1.rivals": 0}, "c": {"phase2.k": 6}}, []
 
-    def train(name, settings):
-        if name == "c" and len(trained) == 2:
+    def train(settings):
+        if len(trained) == 2:
             trained.append(None)
             raise KeyboardInterrupt
-        trained.append((name, settings["phase1"]["rivals"], settings["phase2"]["k"]))
-        return name
+        trained.append((settings["phase1"]["rivals"], settings["phase2"]["k"]))
+        return trained[-1]
 
     with pytest.raises(KeyboardInterrupt):
-        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model: {"of": model})
-    found = ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model: {"of": model})
-    assert trained == [("a", 1, 2), ("b", 0, 2), None, ("c", 1, 6)]
-    assert found == {name: {"of": name} for name in rows}
+        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model, v: {"of": list(model)})
+    found = ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model, v: {"of": list(model)})
+    assert trained == [(1, 2), (0, 2), None, (1, 6)]
+    assert found == {"a": {"of": [1, 2]}, "b": {"of": [0, 2]}, "c": {"of": [1, 6]}}
+
+
+def test_a_row_is_compared_with_the_one_it_names():
+    rows = {"as used": {}, "paper": {"phase1.rivals": 0}, "seed": {"phase1.seed": 1, "against": "paper"}}
+    assert ablation.references(rows) == {"as used": "as used", "paper": "as used", "seed": "paper"}
+    with pytest.raises(ConfigError, match="'papr', which is no row; did you mean 'paper'"):
+        ablation.references({**rows, "seed": {"against": "papr"}})
 
 
 def test_differences_are_paired_with_the_first_row(dataset):
@@ -57,7 +66,7 @@ def test_differences_are_paired_with_the_first_row(dataset):
         same = {name: list(right) for name in ablation.MEASURES}
         return {"ARD-": same, "ARD": {**same, "recall_1": list(np.clip(right - shift, 0, 1))}}
 
-    table = ablation.ablation_table({"as used": phases(0), "worse": phases(1)}, samples)
+    table = ablation.ablation_table({"as used": phases(0), "worse": phases(1)}, samples, {"as used": "as used", "worse": "as used"})
     assert [(r["row"], r["method"]) for r in table] == [("as used", "ARD-"), ("as used", "ARD"), ("worse", "ARD-"), ("worse", "ARD")]
     assert table[0]["difference"] == table[2]["difference"] == 0 and table[3]["difference"] == -right.mean()
     assert table[3]["difference_low"] <= -right.mean() <= table[3]["difference_high"]
@@ -80,26 +89,29 @@ def test_what_is_switched_off_is_not_trained(dataset, phase_data, tmp_path, monk
         raise AssertionError("no rendered pairs were wanted")
 
     paper = ablation.changed_settings(BASE, {"phase1.likeness": False, "phase1.rivals": 0, "phase1.absent": 0.0})
-    plain = ablation.learn("", phase_data, pairs, paper, NAMES, tmp_path / "paper")
-    ours = ablation.learn("", phase_data, pairs, BASE, NAMES, tmp_path / "ours")
+    def positives(variant):
+        return phase_data
+
+    plain = ablation.learn("", positives, pairs, paper, NAMES, tmp_path / "paper")
+    ours = ablation.learn("", positives, pairs, BASE, NAMES, tmp_path / "ours")
     assert plain.likeness_head is None and ours.likeness_head is not None and plain.config.adapters
     with pytest.raises(AssertionError, match="no rendered pairs"):
-        ablation.learn("", phase_data, pairs, ablation.changed_settings(BASE, {"phase1.rendered": 3}), NAMES, tmp_path / "r")
+        ablation.learn("", positives, pairs, ablation.changed_settings(BASE, {"phase1.rendered": 3}), NAMES, tmp_path / "r")
 
 
 def test_rows_of_one_first_phase_train_it_once(phase_data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(ablation, "load_detector", lambda folder: tiny_detector())
     steps, real = [], ablation.train_phase1
 
-    def counted(*arguments):
-        log = real(*arguments, watched=lambda loss_of: lambda *a: (steps.append(1), loss_of(*a))[1])
+    def counted(*arguments, **told):
+        log = real(*arguments, **told, watched=lambda loss_of: lambda *a: (steps.append(1), loss_of(*a))[1])
         return log
 
     monkeypatch.setattr(ablation, "train_phase1", counted)
 
     def train(changes):
         settings = ablation.changed_settings(BASE, changes)
-        return ablation.learn("", phase_data, lambda count: None, settings, NAMES, tmp_path)
+        return ablation.learn("", lambda variant: phase_data, lambda count: None, settings, NAMES, tmp_path)
 
     first, other, text = train({}), train({"phase2.k": 3, "phase2.learning_rate": 0.01}), train({"phase1.score_rule": "text"})
     assert len(steps) == BASE["phase1"]["steps"] and text.config.score_rule == "text"
@@ -108,3 +120,23 @@ def test_rows_of_one_first_phase_train_it_once(phase_data, tmp_path, monkeypatch
     assert torch.equal(first.score_head.region.weight, text.score_head.region.weight)
     train({"phase1.seed": 1})
     assert len(steps) == 2 * BASE["phase1"]["steps"]
+
+
+def test_what_a_phase_depends_on_has_a_folder_of_its_own(tmp_path):
+    def places(changes):
+        return ablation.folders(tmp_path, ablation.changed_settings(BASE, changes))
+
+    used = places({})
+    assert used == ablation.folders(tmp_path, {k: v for k, v in BASE.items() if k != "variant"})
+    assert places({"phase1.score_rule": "text"}) == used, "nothing is trained by the rule"
+    for changes in ({"variant.query_box": "released"}, {"variant.parts": "text"}, {"variant.fused_layers": 1}, {"phase1.seed": 5}):
+        assert not set(places(changes)) & set(used)
+    late = [places(c) for c in ({"variant.negatives": "mined"}, {"variant.objective": "infonce"}, {"phase2.k": 3},
+                                {"variant.negatives": "mined", "phase1.score_rule": "text"})]
+    assert {first for first, _ in late} == {used[0]} and len({second for _, second in [used, *late]}) == 5
+
+
+def test_rendered_pairs_are_not_asked_with_wrong_boxes(tmp_path):
+    wrong = ablation.changed_settings(BASE, {"variant.query_box": "released", "phase1.rendered": 4})
+    with pytest.raises(ValueError, match="phase1.rendered to 0"):
+        ablation.learn("", None, None, wrong, NAMES, tmp_path)

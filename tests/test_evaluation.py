@@ -7,7 +7,7 @@ import pytest
 
 from ard import report
 from ard.baselines.abc import AbCConfig
-from ard.detector.method import DetectorMethod
+from ard.diagnostics import change_summary
 from ard.evaluation import ROWS, alone, asked_samples, class_proposals, collect, train_abc, write_results
 from ard.metrics import ANALYTIC_ROWS, IOU_GATE, TABLE2_COLUMNS
 from ard.records import Attribution, RecordError
@@ -118,24 +118,13 @@ def test_the_failing_link_is_the_one_that_was_broken(dataset, spoil, link):
     assert link == "none" or f"failing link is {link}." in report.verdict(found)
 
 
-def test_swaps_take_another_individual_of_the_class_and_template(dataset):
-    for sample in dataset.samples["test"]:
-        partner = report.swap_partner(sample, dataset.samples["test"])
-        assert partner.class_name == sample.class_name and partner.template == sample.template
-        assert partner.individual_id != sample.individual_id
-        assert report.swap_partner(sample, [sample]) is None
-    rows = report.swap_tokens(DetectorMethod(tiny_detector()), dataset.samples["test"][:3], dataset, "test", dataset.query)
-    assert len(rows) == 6 and any(r["own"] != r["swapped"] for r in rows)
-    assert report.swap_tokens(DetectorMethod(tiny_detector()), [], dataset, "test", dataset.query) == []
-
-
-def test_swap_summary_and_its_reading(dataset):
-    rows = [{"method": "ARD", "concept_id": str(i), "own": 0.5, "swapped": 0.2} for i in range(8)]
-    table = report.swap_summary(rows, "rendered")
-    assert table[0]["share_fallen"] == 1 and table[0]["mean_fall"] == pytest.approx(0.3)
+def test_the_report_says_whether_the_exemplar_is_read(dataset):
+    rows = [{"question": "exemplar", "method": "ARD", "concept_id": str(i), "own": 0.5, "changed": 0.2, "partner_above": True}
+            for i in range(8)]
     outcomes = report.outcomes_of(answered(dataset), dataset)
-    assert report.diagnose(outcomes, table)["reads_exemplar"] is True
-    assert report.diagnose(outcomes, report.swap_summary([r | {"own": 0.1} for r in rows], "rendered"))["reads_exemplar"] is False
+    assert report.diagnose(outcomes, change_summary(rows, "rendered"))["reads_exemplar"] is True
+    assert report.diagnose(outcomes, change_summary([r | {"own": 0.1} for r in rows], "rendered"))["reads_exemplar"] is False
+    assert report.diagnose(outcomes, change_summary(rows, "generated"))["reads_exemplar"] is None
 
 
 def test_query_rows_keep_the_strongest(dataset):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ard.abstention import abstention, auroc, calibration_error
+from ard.abstention import abstention, auroc, separation
+from ard.calibration import calibration_error, fit_calibration
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import (
     ANALYTIC_ROWS,
@@ -209,8 +210,29 @@ def test_abstention():
     sure = abstention(answers(data, lambda s, im: float(im.file == s.exemplar_file)), data)
     assert sure["auroc"] == 1 and sure["ece"] == 0
     blind = abstention(answers(data, lambda s, im: 5.0), data)
-    assert blind == {"auroc": 0.5, "ece": None, "n_queries": 12}
+    assert blind == {"auroc": 0.5, "ece": None, "ece_calibrated": None, "n_queries": 12}
     with pytest.raises(ValueError, match="at least one"):
         auroc([], [1])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         calibration_error([2.0], [1])
+
+
+def test_a_calibration_says_what_happens():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0.05, 0.95, 4000)
+    truth = rng.random(4000) < scores**3  # scores say more than is true
+    curve = fit_calibration(scores[:2000], truth[:2000])
+    rest, true = scores[2000:], truth[2000:]
+    assert calibration_error(curve(rest), true) < 0.05 < 0.2 < calibration_error(rest, true)
+    assert (np.diff(curve(np.linspace(0, 1, 50))) >= 0).all() and 0 <= curve(0.0) and curve(1.0) <= 1
+    assert auroc(curve(rest[true]), curve(rest[~true])) == pytest.approx(auroc(rest[true], rest[~true]), abs=1e-6)
+
+
+def test_knowing_the_class_separates_all_pairs_and_not_its_own():
+    data = world(6, seed=4)
+    def knows_class(s, im): return float(s.class_name in {o.class_name for o in im.objects})
+    found = separation(answers(data, knows_class), data)
+    assert found["same_class_auroc"] == 0.5 and found["all_pairs_auroc"] == found["class_oracle_all_pairs_auroc"] > 0.5
+    sure = separation(answers(data, lambda s, im: float(im.file == s.exemplar_file)), data)
+    assert sure["same_class_auroc"] == sure["all_pairs_auroc"] == 1
+    assert sure["class_oracle_all_pairs_auroc"] == found["class_oracle_all_pairs_auroc"]

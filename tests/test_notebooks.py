@@ -5,6 +5,7 @@ notebooks, dvc.yaml, params.yaml and params/smoke.yaml name each other.
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -102,3 +103,13 @@ def test_notebook_reads_well(path):
 def test_notebook_source_is_clean(path):
     clean = nbformat.writes(nb.from_percent(nb.to_percent(nb.read(path)))) + "\n"
     assert path.read_text(encoding="utf-8") == clean, f"run: python -m ard.notebook {path.relative_to(ROOT)}"
+
+
+@each_notebook
+def test_what_a_paper_to_code_table_names_is_there(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown")
+    rows = re.findall(r"^\|.*\| `([\w.]+)\.(\w+)` \| `(test_\w+)\.(test_\w+)` \|$", text, re.MULTILINE)
+    assert bool(rows) == (path.stem in ("06_phase1", "07_phase2"))
+    for module, function, file, test in rows:
+        assert hasattr(importlib.import_module(f"ard.detector.{module}"), function), (module, function)
+        assert f"def {test}(" in (ROOT / "tests/detector" / f"{file}.py").read_text(encoding="utf-8"), (file, test)

@@ -10,9 +10,10 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 
 from ard import gallery_figures, plots, report  # noqa: E402
+from ard.config import load_params  # noqa: E402
 from ard.evaluation import ROWS  # noqa: E402
 from tests.test_evaluation import answered  # noqa: E402
-from tests.toy_attribution import toy_dataset  # noqa: E402
+from tests.toy_attribution import ROOT, toy_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def dataset(tmp_path_factory):
 
 
 def test_every_row_has_its_own_colour():
-    assert set(ROWS) | {report.CROPS_RENDERED} == set(plots.COLOURS)
+    trained = load_params(ROOT / "params.yaml", "diagnostics")["rows"]
+    assert set(ROWS) | {report.CROPS_RENDERED, *trained} == set(plots.COLOURS)
     assert len({str(c) for c in plots.COLOURS.values()}) == len(plots.COLOURS)
 
 

@@ -12,7 +12,10 @@ from ard.files import FileError
 from ard.metrics import TABLE2_COLUMNS, to_csv
 
 ROOT = Path(__file__).parents[1]
-PAGE = f"head\n{readme.START}\nold\n{readme.END}\ntail\n"
+START, END = readme.markers("results")
+PAGE = f"head\n{START}\nold\n{END}\ntail\n"
+TABLE2, ROWS_FILE, CHANGED, TRUST = (f"data/{name}.csv" for name in ("tables/table2", "ablations/rows", "diagnostics/changed",
+                                                                    "diagnostics/trust"))
 
 
 def table(methods=("chance", "ARD")):
@@ -38,29 +41,45 @@ def test_only_the_part_between_the_markers_is_written(tmp_path):
     (tmp_path / "data/tables").mkdir(parents=True)
     (tmp_path / "data/tables/table2.csv").write_text(table())
     assert readme.main(tmp_path) == 0 and readme.main(tmp_path) == 0
-    assert (tmp_path / "README.md").read_text() == readme.filled(PAGE, table())
+    assert (tmp_path / "README.md").read_text() == readme.filled(PAGE, {TABLE2: table()}.get)
+
+
+def test_rows_made_elsewhere_stand_before_ours_with_their_command():
+    text = readme.results(table(("chance", "ARD-", "ARD")), table(("ARD (paper)",)))
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    assert names[2:] == ["chance", "ARD (paper)", "ARD-", "ARD"] and text.count("21_diagnostics") == 1
 
 
 def test_ablations_stand_between_their_own_markers():
-    cells = "row,method,recall_1,ci_low,ci_high,difference,difference_low,difference_high,same_class_recall_1"
-    rows = f"{cells}\nas used,ARD-,1,1,1,0,0,0,1\nas used,ARD,.5,.4,.6,0,0,0,.7\npaper,ARD,.1,.05,.15,-.4,-.5,-.3,.25\n"
-    page = f"{PAGE}{readme.ROWS_START}\nold\n{readme.ROWS_END}\nend\n"
-    text = readme.filled(page, table(), rows)
-    assert "| as used | 0.500 [0.400, 0.600] | 0.700 |  |" in text and text.endswith(f"{readme.ROWS_END}\nend\n")
-    assert "| paper | 0.100 [0.050, 0.150] | 0.250 | -0.400 [-0.500, -0.300] |" in text and "1.000" not in text
-    assert readme.filled(text, table(), rows) == text
+    cells = "row,method,recall_1,ci_low,ci_high,against,difference,difference_low,difference_high,recall_5,same_class_recall_1"
+    rows = (f"{cells}\nas used,ARD-,1,1,1,as used,0,0,0,1,1\nas used,ARD,.5,.4,.6,as used,0,0,0,.9,.7\n"
+            "paper,ARD,.1,.05,.15,as used,-.4,-.5,-.3,.5,.25\n")
+    start, end = readme.markers("ablations")
+    page, read = f"{PAGE}{start}\nold\n{end}\nend\n", {TABLE2: table(), ROWS_FILE: rows}.get
+    text = readme.filled(page, read)
+    assert "| as used | 0.500 [0.400, 0.600] | 0.900 | 0.700 |  |  |" in text and text.endswith(f"{end}\nend\n")
+    assert "| paper | 0.100 [0.050, 0.150] | 0.500 | 0.250 | as used | -0.400 [-0.500, -0.300] |" in text and "1.000" not in text
+    assert readme.filled(text, read) == text
     with pytest.raises(FileError, match="ablations"):
-        readme.filled(PAGE, table(), rows)
+        readme.filled(PAGE, read)
+
+
+def test_diagnostics_are_a_line_for_each_detector():
+    changed = "question,method,share_fallen,ci_low,ci_high,partner_above\n" + "".join(
+        f"{question},ARD,{share},.1,.2,{above}\n" for question, share, above in (("text", .6, ""), ("exemplar", .9, .7), ("box", .8, "")))
+    lines = readme.diagnostics(changed, "method,auroc,ece_calibrated,same_class_auroc\nARD,.75,.05,.85\n").splitlines()
+    assert lines[-1] == ("| ARD | 0.900 [0.100, 0.200] | 0.700 | 0.600 [0.100, 0.200] | 0.800 [0.100, 0.200] | 0.750 | 0.050 | 0.850 |")
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_missing_markers_are_named(tmp_path, capsys):
     with pytest.raises(FileError, match="expected one line"):
-        readme.filled("no markers", None)
+        readme.filled("no markers", lambda file: None)
     (tmp_path / "README.md").write_text("no markers")
     assert readme.main(tmp_path) == 1 and "README.md" in capsys.readouterr().err
 
 
-def test_committed_readme_shows_the_committed_table():
+def test_committed_readme_shows_the_committed_tables():
     def committed(path):
         done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
         return done.stdout if done.returncode == 0 else None
@@ -68,8 +87,7 @@ def test_committed_readme_shows_the_committed_table():
     page = committed("README.md")
     if page is None:
         pytest.skip("not a git clone")
-    tables = committed("data/tables/table2.csv"), committed("data/ablations/rows.csv")
-    assert readme.filled(page, *tables) == page, "run: python -m ard.readme"
+    assert readme.filled(page, committed) == page, "run: python -m ard.readme"
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))

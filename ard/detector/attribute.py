@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ard.calibration import Calibration
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.score import rank_variants
@@ -41,11 +42,16 @@ class Index:
 
 @dataclass(frozen=True)
 class Answer:
-    """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery."""
+    """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery.
+
+    `sure` is the chance that the gallery holds the source at all, were every second one to hold it: the best score put on
+    the curve that validation gave. None where the detector has none (`config.calibration`), or nothing was ranked.
+    """
 
     found: tuple[Attribution, ...]
     ranked: int
     skipped: tuple[Skipped, ...]
+    sure: float | None = None
 
 
 class Attributor:
@@ -100,7 +106,9 @@ class Attributor:
             for one, picture in zip(rank_variants(self.detector, asked, features, names, (self.detector.config.adapters,))[0], pictures):
                 answers.append(Attribution(one.image_id, tuple(picture.back([one.box])[0].tolist()), one.score))
         answers.sort(key=lambda a: (-a.score, a.image_id))
-        return Answer(tuple(answers[:top_k]), len(index), index.skipped)
+        curve = self.detector.config.calibration
+        sure = float(Calibration(*curve)(answers[0].score)) if curve and answers else None
+        return Answer(tuple(answers[:top_k]), len(index), index.skipped, sure)
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)

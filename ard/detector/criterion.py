@@ -41,6 +41,10 @@ class Targets:
     tokens: Tensor  # (B, M, T) 1 on the phrase's text tokens and its exemplar token
     real: Tensor  # (B, M) bool
 
+    def take(self, rows: Tensor) -> "Targets":
+        """Chosen images of the batch."""
+        return Targets(self.boxes[rows], self.tokens[rows], self.real[rows])
+
 
 def make_targets(boxes: Sequence[np.ndarray | Tensor], labels: Sequence[Sequence[int]], phrase_map: Tensor) -> Targets:
     """Per image boxes (n, 4) cxcywh in [0, 1] and n phrase indices; `phrase_map` (B, P, T) from

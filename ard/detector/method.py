@@ -28,9 +28,9 @@ class DetectorMethod:
         """One attribution per gallery image, by ARD when the model's adapters are set, else by ARD-."""
         return self._rank(self.prompt(query), gallery, (self.model.config.adapters,))[0]
 
-    def rank_both(self, query: Query, gallery: Gallery, prompt: Prompt | None = None) -> dict[str, list[Attribution]]:
-        """{"ARD-": ..., "ARD": ...} from one forward pass; `prompt` replaces the query's own (token swaps)."""
-        return dict(zip(("ARD-", "ARD"), self._rank(prompt or self.prompt(query), gallery, (False, True))))
+    def rank_both(self, query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
+        """{"ARD-": ..., "ARD": ...} from one forward pass."""
+        return dict(zip(("ARD-", "ARD"), self._rank(self.prompt(query), gallery, (False, True))))
 
     def _rank(self, prompt: Prompt, gallery: Gallery, variants: tuple[bool, ...]) -> list[list[Attribution]]:
         if gallery is not self._gallery[0]:

@@ -1,4 +1,4 @@
-"""The two phases of the AR detector (paper, section 4; FACTS 1.3, 12): AD+ without F and F~, then F and F~ alone
+"""The two phases of the AR detector (paper, section 3.2; FACTS 1.3, 12): AD+ without F and F~, then F and F~ alone
 against AD-.
 
 Both read frozen features of both mirror images of every picture, so X and R_X (Q and R_Q) always move together.
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from ard.detector.criterion import SETTINGS, make_targets, set_loss
 from ard.detector.features import IMAGE_SIZE, FeatureCache, region_vectors
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.prompts import Phrase, build_prompt, phrase_map
+from ard.detector.negatives import NEGATIVES, Draw, draw_negatives
+from ard.detector.objectives import image_scores, infonce, ranking_loss, strongest
+from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, build_prompt, phrase_map
 from ard.detector.train import Batch, TrainSettings, supervised_loss, train
 from ard.geometry import Transform, to_cxcywh
 from ard.records import Dataset, Sample
 
 FLIPS = (Transform(IMAGE_SIZE, IMAGE_SIZE), Transform(IMAGE_SIZE, IMAGE_SIZE).hflip())
+LIT = (TEXT, EXEMPLAR)  # kinds of tokens whose target is 1 on R_X
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ def load_phase_data(
     where = {image.file: i for i, image in enumerate(images)}
     pictures = [dataset.pixels(image.file) for image in images]
     gallery = torch.stack([cache(np.stack([t.image(p) for p in pictures])) for t in FLIPS])
-    queries = torch.stack([_query_vectors(dataset, samples, t, cache) for t in FLIPS])
+    queries = query_vectors(dataset, samples, cache)
     boxes = np.stack(
         [
             to_cxcywh(np.concatenate([t.boxes([s.exemplar_box], 0)[0] for s in samples]), IMAGE_SIZE, IMAGE_SIZE)
@@ -61,10 +64,22 @@ def load_phase_data(
     )
 
 
-def _query_vectors(dataset: Dataset, samples: Sequence[Sample], transform: Transform, cache: FeatureCache) -> Tensor:
-    """Region vectors (S, REGION) float16 of R_Q, image and box moved by one transform."""
-    pictures = [transform.image(dataset.pixels(s.query_file)) for s in samples]
-    return picture_regions(cache, pictures, np.concatenate([transform.boxes([s.query_box], 0)[0] for s in samples]))
+def moved_boxes(transform: Transform, boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) xyxy pixels after the transform that moves their picture."""
+    return transform.boxes(boxes, 0)[0]
+
+
+def query_vectors(
+    dataset: Dataset,
+    samples: Sequence[Sample],
+    cache: FeatureCache,
+    boxes_in: Callable[[Transform, np.ndarray], np.ndarray] = moved_boxes,
+) -> Tensor:
+    """Region vectors (2, S, REGION) float16 of R_Q in both mirrorings; `boxes_in` says where R_Q (S, 4) is in them."""
+    pictures, boxes = [dataset.pixels(s.query_file) for s in samples], np.array([s.query_box for s in samples])
+    return torch.stack(
+        [picture_regions(cache, [t.image(p) for p in pictures], boxes_in(t, boxes)) for t in FLIPS]
+    )
 
 
 def picture_regions(
@@ -94,12 +109,15 @@ def phase1_batches(
     other_names: int = 4,
     rivals: int = 0,
     absent: float = 0.0,
+    phrase: Callable[[str, Tensor], Phrase] = Phrase,
+    lit: tuple[int, ...] = LIT,
 ) -> Callable[[np.random.Generator], Batch]:
     """Positives only: X asked for its class phrase with the exemplar of Q, among up to `other_names` other class names.
 
     `rivals` adds phrases with the exemplar of another image's query, half of them of the same class, which X does not
     answer, and a share `absent` of the captions leaves out what X does answer: not in the paper (0 and 0), but the
-    cheapest way to teach identity before phase 2.
+    cheapest way to teach identity before phase 2. `phrase` says what is told of a query, `lit` which tokens its region
+    lights: ablations change them.
     """
     if absent and not rivals:
         raise ValueError("absent: a caption without its own phrase needs rivals, found rivals 0")
@@ -112,9 +130,10 @@ def phase1_batches(
         captions, labels, wanted = [], [], []
         for n, (row, flip) in enumerate(zip(rows, flip_q)):
             there = absent == 0 or rng.random() >= absent
-            phrases = [Phrase(data.names[row], data.queries[flip, row].float())] if there else []
+            phrases = [phrase(data.names[row], data.queries[flip, row].float())] if there else []
             alike = by_name[data.names[row]]
-            phrases += [_rival(rng, data, row, alike if rng.random() < 0.5 else everything) for _ in range(rivals)]
+            others = [_rival(rng, data, row, alike if rng.random() < 0.5 else everything) for _ in range(rivals)]
+            phrases += [phrase(*other) for other in others]
             free = [n for n in names if n != data.names[row] and n not in data.shown[data.source[row]]]
             count = min(int(rng.integers(other_names + 1)), len(free))
             phrases += [Phrase(str(n)) for n in rng.choice(free, count, replace=False)] if count else []
@@ -126,17 +145,17 @@ def phase1_batches(
         return Batch(
             data.gallery[torch.from_numpy(flip_x), torch.from_numpy(data.source[rows])],
             prompt,
-            make_targets(wanted, labels, phrase_map(prompt)),
+            make_targets(wanted, labels, phrase_map(prompt, lit)),
         )
 
     return make
 
 
-def _rival(rng: np.random.Generator, data: PhaseData, row: int, candidates: np.ndarray) -> Phrase:
-    """The query of a concept learned from another image, among `candidates` when they hold one."""
+def _rival(rng: np.random.Generator, data: PhaseData, row: int, candidates: np.ndarray) -> tuple[str, Tensor]:
+    """Name and exemplar of a concept learned from another image, among `candidates` when they hold one."""
     others = candidates[data.source[candidates] != data.source[row]]
     chosen = int(rng.choice(others if len(others) else np.flatnonzero(data.source != data.source[row])))
-    return Phrase(data.names[chosen], data.queries[rng.integers(2), chosen].float())
+    return data.names[chosen], data.queries[rng.integers(2), chosen].float()
 
 
 def train_phase1(
@@ -149,42 +168,41 @@ def train_phase1(
     rivals: int = 0,
     absent: float = 0.0,
     watched: Callable[[Callable], Callable] = unwatched,
+    **told,
 ) -> list[dict]:
     """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector.
 
     watched: puts something that is done at every step around the loss, such as a look at validation.
+    told: what ablations change in `phase1_batches`.
     """
     model.set_adapters(False)
     set_trainable(model, adapters=False)
-    batches = phase1_batches(data, names, settings.batch_size, other_names, rivals, absent)
+    batches = phase1_batches(data, names, settings.batch_size, other_names, rivals, absent, **told)
     return train(model, batches, settings, folder, watched(supervised_loss(settings)), name="phase 1")
 
 
 # ---- phase 2 ---------------------------------------------------------------------------------------------------------
-def draw_negatives(rng: np.random.Generator, data: PhaseData, row: int, k: int) -> np.ndarray:
-    """(k,) gallery indices other than X, drawn anew at every call: half show the class (where any other does), half
-    any."""
-    others = np.delete(np.arange(len(data.shown)), data.source[row])
-    alike = [g for g in others if data.names[row] in data.shown[g]]
-    hard = rng.choice(alike, min(k // 2, len(alike)), replace=False) if alike else np.empty(0, int)
-    rest = np.setdiff1d(others, hard)
-    return np.concatenate([hard, rng.choice(rest, min(k - len(hard), len(rest)), replace=False)]).astype(int)
-
-
-def phase2_batches(data: PhaseData, positives: int, k: int = 4) -> Callable[[np.random.Generator], Batch]:
-    """`positives` pairs (X, Q), each followed by the same query on k negatives, which have no target."""
+def phase2_batches(
+    data: PhaseData,
+    positives: int,
+    k: int = 4,
+    draw: Draw = draw_negatives,
+    phrase: Callable[[str, Tensor], Phrase] = Phrase,
+    lit: tuple[int, ...] = LIT,
+) -> Callable[[np.random.Generator], Batch]:
+    """`positives` pairs (X, Q), each followed by the same query on the negatives that `draw` gives, without targets."""
 
     def make(rng: np.random.Generator) -> Batch:
         features, captions, boxes, labels = [], [], [], []
         for row in rng.integers(len(data.source), size=positives):
             flip_x, flip_q = rng.integers(2, size=2)
-            images = [int(data.source[row]), *draw_negatives(rng, data, row, k)]
+            images = [int(data.source[row]), *draw(rng, data, row, k)]
             features += [data.gallery[flip_x if i == 0 else rng.integers(2), g] for i, g in enumerate(images)]
-            captions += [[Phrase(data.names[row], data.queries[flip_q, row].float())]] * len(images)
+            captions += [[phrase(data.names[row], data.queries[flip_q, row].float())]] * len(images)
             boxes += [data.boxes[flip_x, row][None], *[np.empty((0, 4))] * (len(images) - 1)]
             labels += [[0], *[[]] * (len(images) - 1)]
         prompt = build_prompt(captions)
-        return Batch(torch.stack(features), prompt, make_targets(boxes, labels, phrase_map(prompt)))
+        return Batch(torch.stack(features), prompt, make_targets(boxes, labels, phrase_map(prompt, lit)))
 
     return make
 
@@ -196,24 +214,39 @@ def orthogonality(matrix: Tensor) -> Tensor:
     return (gap.square().sum() + 1e-12).sqrt()
 
 
-def phase2_loss(settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: float = 0.5) -> Callable:
+def phase2_loss(
+    settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: float = 0.5, objective: str = "focal", keep: int = 0
+) -> Callable:
     """Paper, eq. 2 and 3: focal loss (targets all zero on negatives) + lambda_reg / 2 (||F F^T - I|| + ||F~ F~^T -
-    I||)."""
+    I||).
+
+    objective: one of `objectives.OBJECTIVES` in the place of the focal loss. keep: of each query's negatives only so many
+    count, those the model as it is scores highest; 0 keeps all.
+    """
     weights = SETTINGS[settings.losses]
 
     def loss(model: AttributionGroundingDinoForObjectDetection, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             match = model.match(batch.features, batch.prompt, adapted=False)
-        head = model.score_head
+        head, prompt, targets, rule = model.score_head, batch.prompt, batch.targets, model.config.score_rule
+        group = len(targets.real) // int(targets.real.any(1).sum())
         logits = head(match.regions, match.tokens, match.present, adapted=True).float() + match.likeness
-        found = float(batch.targets.real.sum().clamp(min=1))
-        focal = set_loss(logits, match.layer_boxes[:, -1], batch.targets, weights, found)["class"]
+        boxes = match.layer_boxes[:, -1]
+        if keep:
+            rows = strongest(image_scores(logits.detach(), prompt, rule, group), min(keep, group - 1))
+            logits, boxes, prompt, targets = logits[rows], boxes[rows], prompt.take(rows), targets.take(rows)
+            group = len(rows) // int(targets.real.any(1).sum())
+        if objective == "focal":
+            found = float(targets.real.sum().clamp(min=1))
+            main = set_loss(logits, boxes, targets, weights, found)["class"]
+        else:
+            main = {"ranking": ranking_loss, "infonce": infonce}[objective](image_scores(logits, prompt, rule, group))
         matrices = [m for m in (head.region.matrix(), head.token.matrix()) if m is not None]
         penalty = 0.5 * sum(map(orthogonality, matrices), torch.zeros(()))
-        total = lambda_cls * focal + lambda_reg * penalty
+        total = lambda_cls * main + lambda_reg * penalty
         return total, {
             "loss": float(total.detach()),
-            "class": float(focal.detach()),
+            "class": float(main.detach()),
             "orthogonality": float(penalty.detach()),
         }
 
@@ -236,13 +269,18 @@ def train_phase2(
     lambda_reg: float = 0.5,
     adapter: str = "linear",
     watched: Callable[[Callable], Callable] = unwatched,
+    negatives: str = "mixed",
+    objective: str = "focal",
+    **told,
 ) -> list[dict]:
     """ARD: F and F~ from the identity, everything else as phase 1 left it; `batch_size` counts positives.
 
-    adapter: what F and F~ are, a key of `score_head.ADAPTERS`; the paper's are linear.
+    adapter: what F and F~ are, a key of `score_head.ADAPTERS`; the paper's are linear. negatives: a key of
+    `negatives.NEGATIVES`. objective: as in `phase2_loss`. told: what ablations change in `phase2_batches`.
     """
     model.renew_adapters(adapter)
     model.set_adapters(True)
     set_trainable(model, adapters=True)
-    batches = phase2_batches(data, settings.batch_size, k)
-    return train(model, batches, settings, folder, watched(phase2_loss(settings, lambda_cls, lambda_reg)), name="phase 2")
+    batches = phase2_batches(data, settings.batch_size, k, NEGATIVES[negatives], **told)
+    loss = phase2_loss(settings, lambda_cls, lambda_reg, objective, keep=k if negatives == "mined" else 0)
+    return train(model, batches, settings, folder, watched(loss), name="phase 2")

@@ -16,7 +16,8 @@ from ard.detector.features import REGION
 
 TEXT_SIZE = 384
 PAD, TEXT, EXEMPLAR, DELIMITER = 0, 1, 2, 3
-SCORE_RULES = ("mean", "product", "text", "exemplar")  # how text and exemplar probabilities become one (`ard.detector.score`)
+# how token probabilities become a region's score (`ard.detector.score`); the last is the released code's, for ablations
+SCORE_RULES = ("mean", "product", "text", "exemplar", "released")
 FIRST, LAST = -2, -3  # "phrases" of the tokens at the ends of a caption
 
 

@@ -1,4 +1,4 @@
-"""The detector at its published sizes: Swin and BERT before the joint part (paper, section 4; FACTS 1.2 to 1.4, 2).
+"""The detector at its published sizes: Swin and BERT before the joint part (paper, section 3.1; FACTS 1.2 to 1.4, 2).
 
 T-B, B-B and B-L of the paper's Table 3 are built from configuration alone; weights come from official checkpoints
 (`ard.detector.convert`), from transformers' Grounding DINO (`from_grounding_dino`) or from a folder of ours.
@@ -40,6 +40,7 @@ class AttributionDetectorConfig(MMGroundingDinoConfig):
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
     adapter: str = "linear"  # what they are, a key of score_head.ADAPTERS
     shared_vision: bool = True  # I_1 and I_2 of the paper are one backbone
+    calibration: list | None = None  # slope and offset of `ard.calibration.Calibration`, once measured
 
 
 def published_config(size: str, **changes) -> AttributionDetectorConfig:

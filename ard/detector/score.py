@@ -11,11 +11,12 @@ from torchvision.ops import nms
 
 from ard.detector.joint import JointDetector
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.prompts import EXEMPLAR, SCORE_RULES, TEXT, Phrase, Prompt, build_prompt, phrase_map
+from ard.detector.prompts import DELIMITER, EXEMPLAR, SCORE_RULES, TEXT, Phrase, Prompt, build_prompt, phrase_map, positions
 from ard.detector.published import Maps
 from ard.records import Attribution
 
 BATCH = 32
+ANY = (TEXT, EXEMPLAR, DELIMITER)
 Features = Tensor | Maps  # what `encode_image` gives: packed (mini world), or maps
 
 
@@ -33,11 +34,13 @@ def phrase_scores(logits: Tensor, prompt: Prompt, rule: str = "mean") -> Tensor:
 
     The text part is the mean probability of the phrase's word pieces, the exemplar part that of its exemplar token;
     "mean" averages the two parts, "product" multiplies them, "text" and "exemplar" take one alone; a phrase with one part
-    uses that one under every rule.
+    uses that one under every rule. "released" is the released code's, `released_scores`.
     """
     if rule not in SCORE_RULES:
         raise ValueError(f"rule: expected one of {', '.join(SCORE_RULES)}, found {rule!r}")
     p = logits.sigmoid()
+    if rule == "released":
+        return released_scores(p, prompt)
     parts = []
     for kind in (TEXT, EXEMPLAR):
         tokens = phrase_map(prompt, (kind,))
@@ -46,6 +49,18 @@ def phrase_scores(logits: Tensor, prompt: Prompt, rule: str = "mean") -> Tensor:
     (text, has_text), (exemplar, has_exemplar) = parts
     both = {"mean": (text + exemplar) / 2, "product": text * exemplar, "text": text, "exemplar": exemplar}[rule]
     return torch.where(has_text & has_exemplar, both, torch.where(has_text, text, exemplar))
+
+
+def released_scores(probabilities: Tensor, prompt: Prompt) -> Tensor:
+    """(B, N, P): the strongest of the tokens that the released code takes for the class name (FACTS 1.7 c).
+
+    Of "cat <exemplar> ." these are "cat" and ".", of "teddy bear <exemplar> ." "teddy" and the exemplar, of longer names
+    all words but the second: its places were counted in a caption of all classes, without exemplars.
+    """
+    index, tokens = positions(prompt)[:, None], phrase_map(prompt, ANY)
+    words = phrase_map(prompt, (TEXT,)).sum(-1, keepdim=True)
+    taken = tokens.bool() & ((index == 0) | (index == 2) | (index > 2) & (index < words))
+    return (probabilities[:, :, None] * taken[:, None]).amax(-1)
 
 
 @torch.no_grad()

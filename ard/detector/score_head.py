@@ -1,4 +1,4 @@
-"""Token logits F(x) . F~(y) (paper, eq. 1), and what F and F~ may be (paper, section 4.4; FACTS 1.2)."""
+"""Token logits F(x) . F~(y) and what F and F~ may be (paper, section 3.1; FACTS 1.2)."""
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ ADAPTERS = {"linear": LinearAdapter, "scale": ScaleAdapter, "mlp": MlpAdapter}
 
 class ScoreHead(nn.Module):
     """Token logits F(x) . F~(y), divided by sqrt(d) and with a bias when `scaled`. F and F~ start as the identity and are
-    skipped in phase 1 (paper, eq. 1)."""
+    skipped in phase 1 (paper, section 3.2)."""
 
     def __init__(self, width: int, scaled: bool = True, adapter: str = "linear"):
         super().__init__()

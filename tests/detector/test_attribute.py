@@ -108,3 +108,14 @@ def test_a_query_backbone_of_its_own_sees_the_query_alone(gallery):
     after, again = attributor.ask(gallery["cat"], BOX, "cat"), attributor.index({"cat": gallery["cat"]})
     assert not torch.equal(before.exemplar, after.exemplar) and torch.equal(before.text, after.text)
     assert torch.equal(index.batches[0][2].levels[0], again.batches[0][2].levels[0])
+
+
+def test_an_answer_says_how_sure_it_is_where_that_was_measured(attributor, gallery, tmp_path):
+    assert attributor.attribute(gallery["cat"], BOX, "cat", gallery).sure is None
+    attributor.detector.config.calibration = [2.0, -0.5]
+    attributor.detector.save_pretrained(tmp_path)
+    kept = Attributor(type(attributor.detector).from_pretrained(tmp_path, local_files_only=True), attributor.processor, batch=3)
+    answer = kept.attribute(gallery["cat"], BOX, "cat", gallery)
+    best = answer.found[0].score
+    assert answer.sure == pytest.approx(1 / (1 + np.exp(0.5) * ((1 - best) / best) ** 2), abs=1e-6)
+    assert kept.attribute(gallery["cat"], BOX, "cat", {}).sure is None

@@ -26,7 +26,7 @@ def test_a_phrase_with_one_part_uses_that_part():
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="one of mean, product, text, exemplar, found 'max'"):
+    with pytest.raises(ValueError, match="one of mean, product, text, exemplar, released, found 'max'"):
         phrase_scores(torch.zeros(1, 1, 2), build_prompt([[Phrase("cat")]]), "max")
 
 
@@ -48,3 +48,15 @@ def test_both_variants_come_from_one_pass(tiny, pool, monkeypatch):
         tiny.set_adapters(used)
         answers = rank_gallery(tiny, query, pool.features, ids)
         assert [a.score for a in answers] == pytest.approx([a.score for a in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("name, counted", [("cat", ["cat", "."]), ("teddy bear", ["teddy", "exemplar"]),
+                                           ("large red dog", ["large", "dog"])])
+def test_the_released_score_reads_the_wrong_tokens(name, counted):
+    prompt = build_prompt([[Phrase(name, torch.zeros(REGION))]])
+    tokens = [*name.split(), "exemplar", "."]
+    assert prompt.kind.shape[1] == len(tokens), "one piece a word"
+    logits = torch.logit(torch.linspace(0.2, 0.6, len(tokens)).expand(1, 1, -1))
+    for order in (logits, logits.flip(-1)):
+        found = phrase_scores(order, prompt, "released")
+        assert float(found) == pytest.approx(max(float(order[0, 0, tokens.index(t)].sigmoid()) for t in counted))
