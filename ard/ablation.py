@@ -60,7 +60,8 @@ def learn(start: str | Path, positives: Callable[[Variant], PhaseData], pairs: C
     """
     first, second, variant = settings["phase1"], settings["phase2"], variant_of(settings)
     if first["rendered"] and variant.query_box != "right":
-        raise ValueError("ablation: rendered pairs are made with the right boxes; set phase1.rendered to 0 beside variant.query_box")
+        raise ValueError("ablation: rendered pairs are made with the right boxes; "
+                         "set phase1.rendered to 0 beside variant.query_box")
     places, model, data = folders(folder, settings), load_detector(start), positives(variant)
     if first["likeness"]:
         model.add_likeness(first["seed"])
@@ -82,7 +83,8 @@ def variant_of(settings: Settings) -> Variant:
 
 def folders(folder: str | Path, settings: Settings) -> tuple[Path, Path]:
     """Where the checkpoints of the two phases lie: one place for each set of settings that the phase's weights depend on."""
-    first, second = ({key: value for key, value in settings[name].items() if key not in UNTRAINED} for name in ("phase1", "phase2"))
+    first, second = ({key: value for key, value in settings[phase].items() if key not in UNTRAINED}
+                     for phase in ("phase1", "phase2"))
     rule, changed = settings["phase1"]["score_rule"], _changed(variant_of(settings))
     late = {key: changed.pop(key) for key in ("negatives", "objective") if key in changed}  # of phase 2 alone
     if late:
@@ -155,7 +157,8 @@ def ablation_table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]
             mean = bootstrap_mean(mine["recall_1"], owners)
             gap = paired_difference(mine["recall_1"], found[against[name]][phase]["recall_1"], owners)
             table.append({"row": name, "method": phase, "recall_1": mean.mean, "ci_low": mean.low, "ci_high": mean.high,
-                          "against": against[name], "difference": gap.mean, "difference_low": gap.low, "difference_high": gap.high,
+                          "against": against[name], "difference": gap.mean, "difference_low": gap.low,
+                          "difference_high": gap.high,
                           **{key: float(np.mean(mine[key])) for key in MEASURES[1:]},
                           "n_queries": len(samples), "n_exemplars": len(set(owners))})
     return table

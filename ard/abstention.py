@@ -22,7 +22,8 @@ def auroc(positives, negatives) -> float:
     return float(((p > n) + 0.5 * (p == n)).mean())
 
 
-def gallery_maxima(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+def gallery_maxima(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str
+                   ) -> tuple[np.ndarray, np.ndarray]:
     """(2 N,) the gallery's highest score for each query, first with its source in the gallery, then without; (2 N,) 1 and 0."""
     samples = {s.sample_id: s for s in dataset.samples[split]}
     with_source, without = [], []
@@ -56,5 +57,6 @@ def separation(attributions: Mapping[str, Sequence[Attribution]], dataset: Datas
             shown = sample.class_name in {o.class_name for o in gallery[a.image_id].objects}
             (source if a.image_id == own else alike if shown else rest).append(a.score)
     oracle = auroc(np.ones(len(source)), np.repeat([1.0, 0.0], [len(alike), len(rest)]))
-    return {"same_class_auroc": round(auroc(source, alike), 6) if alike else None, "all_pairs_auroc": round(auroc(source, alike + rest), 6),
+    return {"same_class_auroc": round(auroc(source, alike), 6) if alike else None,
+            "all_pairs_auroc": round(auroc(source, alike + rest), 6),
             "class_oracle_all_pairs_auroc": round(oracle, 6)}

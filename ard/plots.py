@@ -111,7 +111,8 @@ def strata_bars(strata: pd.DataFrame, methods: Sequence[str], kinds: Sequence[st
 def share_bars(changed: pd.DataFrame) -> Figure:
     """Share of queries whose score falls when one thing of the question is changed (`diagnostics.change_summary`)."""
     questions, methods = changed["question"].unique(), changed["method"].unique()
-    figure, panels = plt.subplots(1, len(questions), figsize=(4.2 * len(questions), 0.4 * len(methods) + 1.4), sharey=True, squeeze=False)
+    size = (4.2 * len(questions), 0.4 * len(methods) + 1.4)
+    figure, panels = plt.subplots(1, len(questions), figsize=size, sharey=True, squeeze=False)
     for axes, question in zip(panels[0], questions):
         for place, row in enumerate(changed[changed["question"] == question].to_dict("records")):
             axes.barh(place, row["share_fallen"], color=COLOURS[row["method"]])

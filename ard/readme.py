@@ -55,7 +55,8 @@ def results(table2: str | None, more: str | None = None) -> str:
 def ablations(rows: str) -> str:
     """The Markdown of the ablation table, from the text of rows.csv: ARD after both phases, and its distance to the first row."""
     shown = [row for row in _rows(rows) if row["method"] == "ARD"]
-    lines = ["| row | gated Recall@1 [95%] | Recall@5 | within the class | compared with | paired difference [95%] |", "|" + " --- |" * 6]
+    lines = ["| row | gated Recall@1 [95%] | Recall@5 | within the class | compared with | paired difference [95%] |",
+             "|" + " --- |" * 6]
     for row in ({key: _short(value) for key, value in row.items()} for row in shown):
         own = row["against"] == row["row"]
         gap = "" if own else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
@@ -71,7 +72,8 @@ def diagnostics(changed: str, trust: str) -> str:
     by = {(row["method"], row["question"]): {key: _short(value) for key, value in row.items()} for row in _rows(changed)}
     for row in _rows(trust):
         name, known = row["method"], {key: _short(value) for key, value in row.items()}
-        falls = [f"{by[name, q]['share_fallen']} [{by[name, q]['ci_low']}, {by[name, q]['ci_high']}]" for q in ("exemplar", "text", "box")]
+        asked = [by[name, question] for question in ("exemplar", "text", "box")]
+        falls = [f"{a['share_fallen']} [{a['ci_low']}, {a['ci_high']}]" for a in asked]
         lines.append(f"| {name} | {falls[0]} | {by[name, 'exemplar']['partner_above']} | {falls[1]} | {falls[2]} "
                      f"| {known['auroc']} | {known['ece_calibrated']} | {known['same_class_auroc']} |")
     return "\n".join(lines)

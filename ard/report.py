@@ -17,8 +17,8 @@ from ard.records import Dataset
 
 RENDERED = "ARD (rendered queries)"
 CROPS_RENDERED = "crop cosine (rendered queries)"  # no row of Table 2: what ARD must beat on rendered queries
-COMPARISONS = (("ARD", "class oracle"), ("ARD", "drawing oracle"), ("ARD", "colour histogram"), ("ARD", "crop cosine"), ("ARD", "AbC"),
-               ("ARD", "CountGD (untrained)"), ("ARD", "ARD-"), (RENDERED, "class oracle"), (RENDERED, CROPS_RENDERED))
+COMPARISONS = (("ARD", "class oracle"), ("ARD", "drawing oracle"), ("ARD", "colour histogram"), ("ARD", "crop cosine"),
+               ("ARD", "AbC"), ("ARD", "CountGD (untrained)"), ("ARD", "ARD-"), (RENDERED, "class oracle"), (RENDERED, CROPS_RENDERED))
 TOP = 10  # answers of a query that are kept for pictures
 Outcomes = Mapping[str, Sequence[Outcome]]
 
@@ -107,7 +107,8 @@ def diagnose(outcomes: Outcomes, swaps: Sequence[Mapping] = ()) -> dict:
     ranked = recall_1(outcomes[RENDERED], gated=False).mean()
     losses = {"ranking": 1 - ranked, "proposal": ranked - rendered, "generator": rendered - gated}
     gap = differences(outcomes, [("ARD", "class oracle")])[0]
-    share = next((r["ci_low"] for r in swaps if (r["queries"], r["question"], r["method"]) == ("rendered", "exemplar", "ARD")), None)
+    wanted = ("rendered", "exemplar", "ARD")
+    share = next((r["ci_low"] for r in swaps if (r["queries"], r["question"], r["method"]) == wanted), None)
     above = gap["ci_low"] is not None and gap["ci_low"] > 0
     return {"recall_1": _round(gated), "loss": {k: _round(v) for k, v in losses.items()}, "above_class_oracle": above,
             "link": "none" if above else max(losses, key=losses.get),

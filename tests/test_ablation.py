@@ -66,7 +66,8 @@ def test_differences_are_paired_with_the_first_row(dataset):
         same = {name: list(right) for name in ablation.MEASURES}
         return {"ARD-": same, "ARD": {**same, "recall_1": list(np.clip(right - shift, 0, 1))}}
 
-    table = ablation.ablation_table({"as used": phases(0), "worse": phases(1)}, samples, {"as used": "as used", "worse": "as used"})
+    against = ablation.references({"as used": {}, "worse": {}})
+    table = ablation.ablation_table({"as used": phases(0), "worse": phases(1)}, samples, against)
     assert [(r["row"], r["method"]) for r in table] == [("as used", "ARD-"), ("as used", "ARD"), ("worse", "ARD-"), ("worse", "ARD")]
     assert table[0]["difference"] == table[2]["difference"] == 0 and table[3]["difference"] == -right.mean()
     assert table[3]["difference_low"] <= -right.mean() <= table[3]["difference_high"]
@@ -129,7 +130,8 @@ def test_what_a_phase_depends_on_has_a_folder_of_its_own(tmp_path):
     used = places({})
     assert used == ablation.folders(tmp_path, {k: v for k, v in BASE.items() if k != "variant"})
     assert places({"phase1.score_rule": "text"}) == used, "nothing is trained by the rule"
-    for changes in ({"variant.query_box": "released"}, {"variant.parts": "text"}, {"variant.fused_layers": 1}, {"phase1.seed": 5}):
+    for changes in ({"variant.query_box": "released"}, {"variant.parts": "text"}, {"variant.fused_layers": 1},
+                    {"phase1.seed": 5}):
         assert not set(places(changes)) & set(used)
     late = [places(c) for c in ({"variant.negatives": "mined"}, {"variant.objective": "infonce"}, {"phase2.k": 3},
                                 {"variant.negatives": "mined", "phase1.score_rule": "text"})]

@@ -11,6 +11,7 @@ import pytest  # noqa: E402
 
 from ard import gallery_figures, plots, report  # noqa: E402
 from ard.config import load_params  # noqa: E402
+from ard.diagnostics import change_summary  # noqa: E402
 from ard.evaluation import ROWS  # noqa: E402
 from tests.test_evaluation import answered  # noqa: E402
 from tests.toy_attribution import ROOT, toy_dataset  # noqa: E402
@@ -25,6 +26,16 @@ def test_every_row_has_its_own_colour():
     trained = load_params(ROOT / "params.yaml", "diagnostics")["rows"]
     assert set(ROWS) | {report.CROPS_RENDERED, *trained} == set(plots.COLOURS)
     assert len({str(c) for c in plots.COLOURS.values()}) == len(plots.COLOURS)
+
+
+def test_a_bar_for_every_method_and_question():
+    rows = [{"question": q, "method": m, "concept_id": str(i), "own": 0.5, "changed": 0.2 + 0.1 * i, "partner_above": True}
+            for q in ("exemplar", "box") for m in ("ARD-", "ARD") for i in range(5)]
+    figure = plots.share_bars(pd.DataFrame(change_summary(rows, "generated")))
+    figure.canvas.draw()
+    assert [[bar.get_width() for bar in axes.patches] for axes in figure.axes] == [[0.6, 0.6]] * 2
+    assert [axes.get_title() for axes in figure.axes] == ["exemplar", "box"]
+    plt.close("all")
 
 
 def test_bytes_are_stable_and_undated(tmp_path):

@@ -65,10 +65,12 @@ def test_ablations_stand_between_their_own_markers():
 
 
 def test_diagnostics_are_a_line_for_each_detector():
+    shares = (("text", .6, ""), ("exemplar", .9, .7), ("box", .8, ""))
     changed = "question,method,share_fallen,ci_low,ci_high,partner_above\n" + "".join(
-        f"{question},ARD,{share},.1,.2,{above}\n" for question, share, above in (("text", .6, ""), ("exemplar", .9, .7), ("box", .8, "")))
+        f"{question},ARD,{share},.1,.2,{above}\n" for question, share, above in shares)
     lines = readme.diagnostics(changed, "method,auroc,ece_calibrated,same_class_auroc\nARD,.75,.05,.85\n").splitlines()
-    assert lines[-1] == ("| ARD | 0.900 [0.100, 0.200] | 0.700 | 0.600 [0.100, 0.200] | 0.800 [0.100, 0.200] | 0.750 | 0.050 | 0.850 |")
+    assert lines[-1] == ("| ARD | 0.900 [0.100, 0.200] | 0.700 | 0.600 [0.100, 0.200] | 0.800 [0.100, 0.200] "
+                         "| 0.750 | 0.050 | 0.850 |")
     assert len({line.count("|") for line in lines}) == 1
 
 

@@ -18,8 +18,8 @@ from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.negatives import NEGATIVES
 from ard.detector.objectives import OBJECTIVES
-from ard.detector.phases import PhaseData, query_vectors
-from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, Prompt, build_prompt
+from ard.detector.phases import LIT, PhaseData, moved_boxes, query_vectors
+from ard.detector.prompts import TEXT, Phrase, Prompt, build_prompt
 from ard.geometry import Transform
 from ard.records import Dataset, Query
 
@@ -34,7 +34,7 @@ class Variant:
 
     query_box: str = "right"  # "released": R_Q stays where it was while Q is mirrored and enlarged (a)
     parts: str = "both"  # of a phrase, or its "text" or "exemplar" alone
-    pooled: bool = False  # the exemplar is one cell of each map, as published, not 3 x 3 of the fine ones
+    pooled: bool = False  # the exemplar is one cell of each map, as published; no likeness can be read from it
     exemplar_target: bool = True  # False: the exemplar token is trained as background (b)
     negatives: str = "mixed"  # a key of `negatives.NEGATIVES`; "constant" is (d)
     objective: str = "focal"  # of phase 2, one of `objectives.OBJECTIVES`
@@ -48,11 +48,11 @@ class Variant:
     @property
     def lit(self) -> tuple[int, ...]:
         """Kinds of tokens whose target is 1 on R_X."""
-        return (TEXT, EXEMPLAR) if self.exemplar_target else (TEXT,)
+        return LIT if self.exemplar_target else (TEXT,)
 
     def boxes(self, transform: Transform, boxes: np.ndarray) -> np.ndarray:
         """Where the exemplar is read, xyxy pixels of the moved query (N, 4), from R_Q in the query as it came."""
-        return transform.boxes(boxes, 0)[0] if self.query_box == "right" else np.asarray(boxes, float) / ENLARGED
+        return moved_boxes(transform, boxes) if self.query_box == "right" else np.asarray(boxes, float) / ENLARGED
 
     def vectors(self, vectors: Tensor) -> Tensor:
         """Region vectors (..., REGION) as the variant reads them."""

@@ -58,6 +58,7 @@ def test_mined_negatives_are_the_hardest_of_those_drawn(phase_data, tiny):
     losses = [float(phases.phase2_loss(settings, 1.0, 0.0, "infonce", keep)(tiny, batch)[0]) for keep in (1, 2, 4, 0)]
     assert losses[2] == losses[3], "all of them are all of them"
     with torch.no_grad():
-        scores = image_scores(tiny.match(batch.features, batch.prompt, adapted=True).logits, batch.prompt, tiny.config.score_rule, 5)
+        logits = tiny.match(batch.features, batch.prompt, adapted=True).logits
+        scores = image_scores(logits, batch.prompt, tiny.config.score_rule, 5)
     hardest = torch.cat([scores[:, :1], scores[:, 1:].sort(1, descending=True).values], 1)
     assert losses[:2] == pytest.approx([float(infonce(hardest[:, : keep + 1])) for keep in (1, 2)], abs=1e-5)
