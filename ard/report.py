@@ -18,7 +18,8 @@ from ard.records import Dataset
 RENDERED = "ARD (rendered queries)"
 CROPS_RENDERED = "crop cosine (rendered queries)"  # no row of Table 2: what ARD must beat on rendered queries
 COMPARISONS = (("ARD", "class oracle"), ("ARD", "drawing oracle"), ("ARD", "colour histogram"), ("ARD", "crop cosine"),
-               ("ARD", "AbC"), ("ARD", "CountGD (untrained)"), ("ARD", "ARD-"), (RENDERED, "class oracle"), (RENDERED, CROPS_RENDERED))
+               ("ARD", "AbC"), ("ARD", "CountGD (untrained)"), ("ARD", "ARD-"), (RENDERED, "class oracle"),
+               (RENDERED, CROPS_RENDERED))
 TOP = 10  # answers of a query that are kept for pictures
 Outcomes = Mapping[str, Sequence[Outcome]]
 

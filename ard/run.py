@@ -201,13 +201,14 @@ def print_estimate(root: Path, name: str = "") -> None:
     asked = [stage for stage in known if name in ("", stage.name)]
     if name and not asked:
         raise ConfigError(f"no stage '{name}' in {' or '.join(PIPELINES)}; {nearest(name, [s.name for s in known])}")
-    total = 0.0
+    total, unknown = 0.0, 0
     for stage in asked:
         file = root / "notebooks" / "executed" / f"{stage.name}.provenance.json"
         seconds = read_json(file).get("seconds") if file.exists() else None
-        total += seconds or 0.0
+        total, unknown = total + (seconds or 0.0), unknown + (seconds is None)
         print(f"{stage.name:24}{'not measured' if seconds is None else f'{seconds / 60:8.1f} min'}")
-    print(f"{'all':24}{total / 60:8.1f} min, as measured when they last ran; other machines differ")
+    rest = f"; {unknown} not measured, see \"Takes\" in the notebook" if unknown else ""
+    print(f"{'all':24}{total / 60:8.1f} min, as measured when they last ran; other machines differ{rest}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 """What only ablations change about how the detector is asked and trained: the released code's behaviour, and roads not
-taken (FACTS 1.7; README, "What each setting is worth").
+taken (FACTS 1.7; README, "Beyond the paper").
 
 Nothing of the main job is a variant: there is no way to ask the product for a wrong box by a setting.
 """
