@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ard.plots import COLOURS, TRUTH, tile
+from ard.plots import TRUTH, colour, tile
 from ard.records import Dataset, Sample, positive
 
 
@@ -30,11 +30,31 @@ def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str
         sample, method = samples[place // len(methods)], methods[place % len(methods)]
         row, own = results[method, sample.sample_id], positive(sample, dataset.gallery[split]).image_id
         shown(panels[place, 0], dataset.pixels(sample.query_file), sample.query_box, f"query: {sample.class_name}\n"
-              f"{method}, rank {row['rank']}", COLOURS[method], COLOURS[method])
+              f"{method}, rank {row['rank']}", colour(method), colour(method))
         for axes, (image_id, box, score) in zip(panels[place, 1:], row["top"]):
             caption = "nothing found" if score is None else f"{score:.3f}"
             shown(axes, dataset.pixels(images[image_id].file), box, caption, TRUTH if image_id == own else None)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.08, hspace=0.3)
+    return figure
+
+
+def wrong_figure(dataset: Dataset, split: str, wrong: Mapping[str, Sequence], count: int = 5) -> Figure:
+    """For each method the answers it was surest of and wrong about: beside each query the image it was given, with box and
+    score.
+
+    wrong: by method rows [sample_id, image_id, box, score], the surest first.
+    """
+    images, samples = {im.image_id: im for im in dataset.gallery[split]}, {s.sample_id: s for s in dataset.samples[split]}
+    figure, panels = plt.subplots(len(wrong), 2 * count, figsize=(0.75 * 2 * count, 0.95 * len(wrong)), dpi=60,
+                                  squeeze=False)
+    for axes in panels.ravel():
+        axes.axis("off")
+    for line, (method, rows) in zip(panels, wrong.items()):
+        for place, (sample_id, image_id, box, score) in enumerate(rows[:count]):
+            sample = samples[sample_id]
+            shown(line[2 * place], dataset.pixels(sample.query_file), sample.query_box, "" if place else method)
+            shown(line[2 * place + 1], dataset.pixels(images[image_id].file), box, f"{score:.3g}")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.06, hspace=0.3)
     return figure
 
 

@@ -26,8 +26,21 @@ COLOURS = {
     "colour histogram": _PALETTE[8], "image cosine": _PALETTE[9], "crop cosine": _PALETTE[0], "AbC": _PALETTE[1],
     "CountGD (untrained)": _PALETTE[5], "ARD-": _PALETTE[4], "ARD": _PALETTE[2], "ARD (rendered queries)": _PALETTE[3],
     "crop cosine (rendered queries)": _PALETTE[6], "ARD (released code)": _PALETTE[7], "ARD (paper)": "#8c6d31"}
+# methods of the arena have the colour of their family
+FAMILIES = {"AbC": _PALETTE[1], "AbU": "#b5651d", "VFA": "#6b6ecf", "ICPE": "#393b79", "TRAK": "#637939", "DiffSim": "#d6616b",
+            "class filter": _PALETTE[0], "GroundingDINO": "#17becf", "CountGD": _PALETTE[5]}
 TRUTH, ANSWER = "#d62728", "#1f77b4"  # frame of the true image, box of an answer
 DPI = 120
+
+
+def colour(method: str):
+    """A method's own colour, or its family's, or grey.
+
+    >>> colour("AbU (base G)") == FAMILIES["AbU"], colour("ARD") == COLOURS["ARD"], colour("mine")
+    (True, True, '#555555')
+    """
+    found = [shade for family, shade in FAMILIES.items() if family in method]
+    return COLOURS.get(method) or (found[-1] if found else "#555555")
 
 
 def style() -> None:
@@ -67,7 +80,7 @@ def recall_bars(table: pd.DataFrame) -> Figure:
     rows = rows.set_index("method").loc[list(dict.fromkeys(table["method"]))].reset_index()
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(rows) + 1))
     for place, row in rows.iterrows():
-        axes.barh(place, row["recall_1"], color=COLOURS[row["method"]])
+        axes.barh(place, row["recall_1"], color=colour(row["method"]))
         if pd.notna(row["ci_low_recall_1"]):
             axes.plot([row["ci_low_recall_1"], row["ci_high_recall_1"]], [place, place], color="black", linewidth=1.5)
     oracle = float(rows.loc[rows["method"] == "class oracle", "recall_1"].iloc[0])

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tokenize
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
@@ -59,8 +60,11 @@ def notebook_source(path: PathLike) -> str:
     return "\n# %%\n".join(meaning(source) for source in sources)
 
 
-def reached(source: str, root: PathLike = ".") -> list[str]:
-    """Files of package `ard` that `source` imports, directly or through others: sorted posix paths below `root`."""
+def reached(source: str, root: PathLike = ".", stop: Collection[str] = ()) -> list[str]:
+    """Files of package `ard` that `source` imports, directly or through others: sorted posix paths below `root`.
+
+    What a file named in `stop` imports is not followed.
+    """
     root, found, waiting = Path(root), set(), [(source, "")]
     while waiting:
         text, package = waiting.pop()
@@ -73,7 +77,8 @@ def reached(source: str, root: PathLike = ".") -> list[str]:
                 if name not in found and file.is_file():
                     found.add(name)
                     inside = parts[:length] if stem.is_dir() else parts[: length - 1]
-                    waiting.append((file.read_text(encoding="utf-8"), ".".join(inside)))
+                    if name not in stop:
+                        waiting.append((file.read_text(encoding="utf-8"), ".".join(inside)))
     return sorted(found)
 
 

@@ -1,5 +1,5 @@
-"""`python -m ard.readme`: writes Table 2, the ablations and the diagnostics into README.md between their markers, so that no
-number there is typed by hand.
+"""`python -m ard.readme`: writes Table 2, the arena, the ablations and the diagnostics into README.md between their markers, so
+that no number there is typed by hand.
 
 Reads the tables in data/ that `PARTS` names; without Table 2 the README says that there are no results yet.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,27 @@ def ablations(rows: str) -> str:
     return "\n".join(lines)
 
 
+def arena(table: str, timings: str | None = None) -> str:
+    """The Markdown of every other method, from the text of the arena's table2.csv and of what each cost (JSON by method).
+
+    Recall@1 is gated where a method has boxes; ARD's lead is read the same way.
+    """
+    costs, first = json.loads(timings or "{}"), {}
+    for row in sorted(_rows(table), key=lambda r: r["gated"] != "True"):
+        first.setdefault(row["method"], row)
+    lines = ["| method | given | box acc. | Recall@1 [95%] | Recall@10 | within the class | ARD is ahead by [95%] | queries "
+             "| seconds a query |", "|" + " --- |" * 9]
+    for name in dict.fromkeys(row["method"] for row in _rows(table)):
+        row = {key: _short(value) for key, value in first[name].items()}
+        if first[name]["ard_minus"] and name != "ARD":
+            seconds = costs.get(name, {}).get("query_seconds")
+            lines.append(f"| {name} | {row['given']} | {row['box_acc']} | {row['recall_1']} [{row['ci_low_recall_1']}, "
+                         f"{row['ci_high_recall_1']}] | {row['recall_10']} | {row['same_class_recall_1']} | {row['ard_minus']} "
+                         f"[{row['ard_minus_low']}, {row['ard_minus_high']}] | {first[name]['n_queries']} "
+                         f"| {'–' if seconds is None else format(seconds, '.2g')} |")
+    return "\n".join(lines)
+
+
 def diagnostics(changed: str, trust: str) -> str:
     """The Markdown of what each detector reads and how sure it can be, from the texts of changed.csv and trust.csv."""
     lines = ["| detector | other exemplar: X falls | its own image above X | other words: X falls | other box: X falls "
@@ -81,6 +103,7 @@ def diagnostics(changed: str, trust: str) -> str:
 
 # name of a part, as its markers have it: the tables it is made of, and how; all but the first may be missing
 PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
+         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

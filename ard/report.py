@@ -21,6 +21,7 @@ COMPARISONS = (("ARD", "class oracle"), ("ARD", "drawing oracle"), ("ARD", "colo
                ("ARD", "AbC"), ("ARD", "CountGD (untrained)"), ("ARD", "ARD-"), (RENDERED, "class oracle"),
                (RENDERED, CROPS_RENDERED))
 TOP = 10  # answers of a query that are kept for pictures
+PICTURED = ("ARD", "AbC")  # of these methods; of the others the best one is kept
 Outcomes = Mapping[str, Sequence[Outcome]]
 
 
@@ -82,14 +83,15 @@ def strata(outcomes: Outcomes) -> list[dict]:
 
 
 def query_rows(answers: Answers, outcomes: Outcomes) -> list[dict]:
-    """One row per method and query: rank, IoU, and the `TOP` strongest answers as [image_id, box, score]."""
+    """One row per method and query: rank, IoU, and the strongest answers as [image_id, box, score], `TOP` of those that
+    pictures show, of others the first."""
     rows = []
     for name in ordered(outcomes):
         for o in outcomes[name]:
             sample_id = o.facts.sample.sample_id
-            best = sorted(answers[name][sample_id], key=lambda a: (-a.score, a.image_id))[:TOP]
+            best = sorted(answers[name][sample_id], key=lambda a: (-a.score, a.image_id))
             top = [[a.image_id, None if a.box is None else [round(v, 2) for v in a.box],
-                    None if np.isinf(a.score) else round(a.score, 6)] for a in best]
+                    None if np.isinf(a.score) else round(a.score, 6)] for a in best[: TOP if name in PICTURED else 1]]
             rows.append({"method": name, "sample_id": sample_id, "rank": o.rank, "same_class_rank": o.same_class_rank,
                          "iou": None if o.iou is None else round(o.iou, 4), "top": top})
     return rows

@@ -70,6 +70,18 @@ def test_every_figure_draws(dataset):
     plt.close("all")
 
 
+def test_wrong_answers_stand_beside_their_queries(dataset):
+    samples, images = dataset.samples["test"], dataset.gallery["test"]
+    wrong = {"mine": [[s.sample_id, im.image_id, [1, 2, 30, 40] if i else None, 0.5] for i, (s, im) in
+                      enumerate(zip(samples[:3], images))], "yours": [[samples[0].sample_id, images[1].image_id, None, 2.0]]}
+    figure = gallery_figures.wrong_figure(dataset, "test", wrong, count=2)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(figure.axes) == 2 * 4 and len(shown) == 4 + 2, "a pair of pictures for each answer, at most two a method"
+    assert np.array_equal(shown[1].images[0].get_array(), dataset.pixels(images[0].file)) and not shown[1].patches
+    assert len(shown[0].patches) == 1 and len(shown[3].patches) == 1 and shown[0].get_title() == "mine"
+    plt.close("all")
+
+
 def test_tile_box_is_in_image_pixels():
     _, axes = plt.subplots()
     plots.tile(axes, np.zeros((64, 64, 3), np.uint8), (10, 20, 30, 50))

@@ -64,6 +64,17 @@ def test_ablations_stand_between_their_own_markers():
         readme.filled(PAGE, read)
 
 
+def test_the_arena_shows_a_method_once_with_its_price():
+    cells = ("method,gated,given,box_acc,recall_1,ci_low_recall_1,ci_high_recall_1,recall_10,same_class_recall_1,ard_minus,"
+             "ard_minus_low,ard_minus_high,n_queries")
+    rows = (f"{cells}\nchance,False,the truth,,.01,.01,.01,.1,.1,,,,9\nVFA,True,box,.5,.2,.1,.3,.4,.3,.6,.5,.7,9\n"
+            "VFA,False,box,.5,.9,.9,.9,.9,.3,.6,.5,.7,9\nARD,False,box,1,1,1,1,1,1,0,0,0,9\n")
+    lines = readme.arena(rows, '{"VFA": {"query_seconds": 2.345}}').splitlines()
+    assert lines[2:] == ["| VFA | box | 0.500 | 0.200 [0.100, 0.300] | 0.400 | 0.300 | 0.600 [0.500, 0.700] | 9 | 2.3 |"]
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+    assert readme.arena(rows).endswith("| – |")
+
+
 def test_diagnostics_are_a_line_for_each_detector():
     shares = (("text", .6, ""), ("exemplar", .9, .7), ("box", .8, ""))
     changed = "question,method,share_fallen,ci_low,ci_high,partner_above\n" + "".join(

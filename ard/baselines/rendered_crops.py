@@ -1,0 +1,41 @@
+"""Rendered pairs for AbC's mappers: what ARD's first phase learns from beside AD+ (README, "Beyond the paper"), as crops.
+
+So that a rival can be given the same data: base individuals, none of whose drawings is an exemplar's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ard.generator import Blemish
+from ard.geometry import crop
+from ard.world import World
+
+
+class Crops(NamedTuple):
+    real: list[np.ndarray]  # E pictures (h, w, 3) uint8: each individual cut out of its one photo
+    queries: list[np.ndarray]  # E * views pictures, cut out of scenes of any place and medium
+    owner: np.ndarray  # (E * views,) index of each query's individual
+
+
+def rendered_crops(world: World, individuals: int, views: int, seed: int, blemish: Blemish | None = None) -> Crops:
+    """`individuals` different base individuals of all classes in turn, `views` queries each. blemish: gives every second
+    query the flaws of a generated picture. Equal arguments, equal crops. ValueError: the drawings do not give so many."""
+    rng, people = np.random.default_rng([seed, 11]), {}
+    for _ in range(200 * individuals):
+        person = world.individual(world.classes[len(people) % len(world.classes)], "base", rng)
+        people.setdefault(person.individual_id, person)
+        if len(people) == individuals:
+            break
+    else:
+        raise ValueError(f"the base drawings do not give {individuals} different individuals, only {len(people)}")
+    photos = [world.scene(rng, [person], medium="photo") for person in people.values()]
+    asked = [world.scene(rng, [person], fillers=0) for person in people.values() for _ in range(views)]
+    pictures = np.stack([scene.image for scene in asked])
+    if blemish is not None:
+        pictures[1::2] = blemish(asked[1::2], seed)
+    return Crops([crop(scene.image, scene.objects[0].box) for scene in photos],
+                 [crop(picture, scene.objects[0].box) for picture, scene in zip(pictures, asked)],
+                 np.repeat(np.arange(individuals), views))
