@@ -9,11 +9,14 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from ard import arena, arena_tables, metrics
+from ard import arena, arena_tables, gallery_figures, metrics
 from ard.baselines import registry
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry, RegistryError, entries
-from ard.records import Attribution
+from ard.config import load_params
+from ard.evaluation import asked_samples
+from ard.files import Ledger, read_jsonl
+from ard.records import Attribution, Dataset
 from tests.test_evaluation import Guess
 from tests.toy_attribution import ROOT, toy_dataset
 
@@ -216,6 +219,17 @@ def test_entries_come_from_installed_packages_too(monkeypatch):
 def test_a_misspelt_need_is_refused():
     with pytest.raises(RegistryError, match="method 'x': unknown 'boxes'.*did you mean 'box'"):
         Entry("x", right, ("boxes",), "")
+
+
+def test_shipped_answers_are_of_the_shipped_code(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    told, shipped = load_params("params.yaml", "arena"), Dataset.load("data/mini-coco")
+    samples = asked_samples(shipped, "test", told["queries_per_exemplar"], told["max_exemplars"])
+    ours = {(row["method"], row["sample_id"]): row for row in read_jsonl("data/results/queries.jsonl")[0]}
+    shown = [s.sample_id for s in gallery_figures.illustrative(ours, samples, told["shown_queries"])]
+    kit, known = Kit(shipped, settings=told["methods"]), entries(skip=told["skip"])
+    wanted = [f"{name} {arena.fingerprint(entry, kit, arena.subset(entry, samples), shown)}" for name, entry in known.items()]
+    assert Ledger("data/arena/answers.jsonl").keys() == wanted, "run: python -m ard.run 10_arena"
 
 
 def test_the_example_of_the_readme_gets_its_row(kit, dataset, tmp_path, monkeypatch):
