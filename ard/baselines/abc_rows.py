@@ -33,7 +33,7 @@ SOURCE = "Wang et al. 2023, section 4; supplement 3.1"
 
 @dataclass(frozen=True)
 class AbCSettings:
-    """The rows' settings, chosen on validation."""
+    """The rows' settings. `vae_grid` and `unet_timestep` were chosen on validation; the others are published or earlier values."""
 
     mappers: AbCConfig = field(default_factory=AbCConfig)
     augment: Literal["none", "mild", "strong"] = "mild"  # of training pictures before they are encoded; as published
