@@ -77,9 +77,10 @@ def run(entries: Mapping[str, Entry], kit: Kit, samples: Sequence[Sample], folde
     ledger, records = Ledger(Path(folder) / "answers.jsonl"), {}
     for name, entry in entries.items():
         asked = subset(entry, samples)
-        key = f"{name} {fingerprint(entry, kit, asked, shown)}"
+        mark = fingerprint(entry, kit, asked, shown)
+        key = f"{name} {mark}"
         if key not in ledger:
-            answers, cost = ask(entry, kit, asked)
+            answers, cost = ask(entry, kit, asked, kit.work / f"{_slug(name)}-{mark}.jsonl")
             ledger.add(key, **summary(answers, asked, kit.dataset, kit.split, shown))
             if timings is not None:
                 known = read_json(timings) if Path(timings).exists() else {}
@@ -94,14 +95,17 @@ def subset(entry: Entry, samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(pick_queries(samples, 1)) if entry.per_query else tuple(samples)
 
 
-def ask(entry: Entry, kit: Kit, samples: Sequence[Sample]) -> tuple[Answers, dict]:
-    """Answers by sample_id, and what they cost: seconds of `fit`, median seconds a query, peak memory in GB."""
+def ask(entry: Entry, kit: Kit, samples: Sequence[Sample], file: Path) -> tuple[Answers, dict]:
+    """Answers by sample_id, and what they cost: seconds of `fit`, median seconds a query, peak memory in GB.
+
+    file: the ledger of single queries, from which a killed run goes on; its name must tell all that the answers depend on.
+    """
     start, method = time.perf_counter(), entry.build(kit)
     if hasattr(method, "fit"):
         method.fit(kit.ad_train, kit.generator)
     fitted = time.perf_counter() - start
     _reset_peak()
-    gallery, file = kit.dataset.open_gallery(kit.split), kit.work / f"{_slug(entry.name)}.jsonl"
+    gallery = kit.dataset.open_gallery(kit.split)
     found, milliseconds = collect(alone(entry.name, method), samples, kit.dataset.query, gallery, file, entry.name)
     cost = {"fit_seconds": round(fitted, 2), "query_seconds": round(milliseconds * len(gallery) / 1000, 4), "peak_gb": _peak()}
     return found[entry.name], cost

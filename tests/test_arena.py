@@ -107,6 +107,14 @@ def test_a_killed_run_goes_on_at_its_query(kit, dataset, tmp_path, monkeypatch):
     assert len([a for a in ASKED if a[1] != "fit"]) == len(samples) - 4
 
 
+def test_answers_to_other_settings_are_not_taken_for_these(kit, dataset, tmp_path):
+    samples, blind_only = dataset.samples["test"], {"blind": TWO["blind"]}
+    arena.run(blind_only, kit, samples, tmp_path / "out")
+    ASKED.clear()
+    arena.run(blind_only, replace(kit, settings={"test_arena": {"steps": 2}}), samples, tmp_path / "out")
+    assert len([a for a in ASKED if a[1] != "fit"]) == len(samples), "the same work folder holds answers to the old settings"
+
+
 def module(path, text, name="made_method"):
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(name, path)
