@@ -30,6 +30,8 @@ rebuild: $(READY)
 ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 20_ablations
 	$(VENV)/bin/python -m ard.run --estimate 21_diagnostics
+	$(VENV)/bin/python -m ard.run --estimate 22_abc
+	$(VENV)/bin/python -m ard.run --estimate 23_choices
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

@@ -29,6 +29,7 @@ WRONG = 5  # most confident wrong answers kept of each method
 TOP = 10  # answers kept of the queries that pictures show
 FORMAT = 1  # of a record; another number asks all again
 FIRST = ("the source", "another of its class", "another class")  # what a method's best answer can be
+CLASS_FILTER = "class_filter"  # the part of the settings that all methods with proposals share
 # modules that put methods together: they decide which are asked, not what is answered
 JOINTS = tuple(f"ard/baselines/{name}.py" for name in ("kit", "registry", "methods"))
 # the code that opens a folder which an entry says it reads
@@ -44,6 +45,8 @@ def fingerprint(entry: Entry, kit: Kit, samples: Sequence[Sample], shown: Sequen
     source = Path(sys.modules[_home(entry)].__file__).read_text(encoding="utf-8")
     code = [sha256_bytes(meaning(source).encode()), *_code_of(source, root), *_code_of(opened, root)]
     inputs = {name: sha256_tree(kit.data / name) for name in entry.reads}
+    if "models/open_set" in entry.reads and CLASS_FILTER in kit.settings:
+        inputs[CLASS_FILTER] = kit.settings[CLASS_FILTER]
     asked = [[s.sample_id, s.query_box, s.prompt, s.class_name] for s in samples]
     parts = [FORMAT, entry.name, sorted(set(code)), kit.settings.get(family(entry)), inputs, kit.content, kit.split, asked,
              list(shown)]

@@ -13,7 +13,7 @@ from ard import metrics
 from ard.abstention import auroc
 from ard.arena import FIRST
 from ard.baselines.registry import GIVEN
-from ard.intervals import paired_difference
+from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import Outcome, is_gated
 from ard.records import Dataset, Sample
 
@@ -57,7 +57,8 @@ def table(outcomes: Outcomes, given: Mapping[str, Iterable[str]], dataset: str) 
     for name, found in outcomes.items():
         words = ", ".join(word for word in GIVEN if word in set(given[name])) or "Q alone"
         for gated in (True, False) if is_gated(found) else (False,):
-            rows.append(metrics.table2_row(dataset, name, found, gated) | {"given": words} | behind(outcomes["ARD"], found, gated))
+            measured = metrics.table2_row(dataset, name, found, gated)
+            rows.append(measured | {"given": words} | behind(outcomes["ARD"], found, gated))
     return [{column: row.get(column) for column in COLUMNS} for row in rows]
 
 
@@ -69,6 +70,24 @@ def behind(ours: Sequence[Outcome], theirs: Sequence[Outcome], gated: bool) -> d
     gap = paired_difference(a, b, [o.facts.sample.concept_id for o in theirs])
     return {key: None if np.isnan(value) else round(value, 6) for key, value in
             zip(("ard_minus", "ard_minus_low", "ard_minus_high"), (gap.mean, gap.low, gap.high))}
+
+
+def above_others(outcomes: Outcomes, against: Mapping[str, str]) -> list[dict]:
+    """For each method how often the source stands above an image drawn at random from the others (.5: chance; a tie counts
+    against it), with its interval; `minus`: less that of the method it is held `against`, paired, where both were asked the
+    same."""
+    shares = {name: np.array([(o.facts.gallery_size - o.rank) / (o.facts.gallery_size - 1) for o in found])
+              for name, found in outcomes.items()}
+    rows = []
+    for name, found in outcomes.items():
+        concepts, other = [o.facts.sample.concept_id for o in found], against.get(name)
+        interval = bootstrap_mean(shares[name], concepts)
+        rows.append({"method": name, "above": interval.mean, "above_low": interval.low, "above_high": interval.high})
+        if other in shares and [o.facts for o in outcomes[other]] == [o.facts for o in found]:
+            gap = paired_difference(shares[name], shares[other], concepts)
+            rows[-1] |= {"minus": gap.mean, "minus_low": gap.low, "minus_high": gap.high}
+    columns = ("method", "above", "above_low", "above_high", "minus", "minus_low", "minus_high")
+    return [{column: row.get(column) for column in columns} for row in rows]
 
 
 def first_answers(records: Mapping[str, Mapping]) -> list[dict]:

@@ -45,16 +45,17 @@ def wrong_figure(dataset: Dataset, split: str, wrong: Mapping[str, Sequence], co
     wrong: by method rows [sample_id, image_id, box, score], the surest first.
     """
     images, samples = {im.image_id: im for im in dataset.gallery[split]}, {s.sample_id: s for s in dataset.samples[split]}
-    figure, panels = plt.subplots(len(wrong), 2 * count, figsize=(0.75 * 2 * count, 0.95 * len(wrong)), dpi=60,
+    figure, panels = plt.subplots(len(wrong), 2 * count, figsize=(0.75 * 2 * count + 2.6, 0.95 * len(wrong)), dpi=60,
                                   squeeze=False)
     for axes in panels.ravel():
         axes.axis("off")
     for line, (method, rows) in zip(panels, wrong.items()):
         for place, (sample_id, image_id, box, score) in enumerate(rows[:count]):
             sample = samples[sample_id]
-            shown(line[2 * place], dataset.pixels(sample.query_file), sample.query_box, "" if place else method)
+            shown(line[2 * place], dataset.pixels(sample.query_file), sample.query_box, "")
             shown(line[2 * place + 1], dataset.pixels(images[image_id].file), box, f"{score:.3g}")
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.06, hspace=0.3)
+        line[0].text(-0.1, 0.5, method, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    figure.subplots_adjust(left=0.26, right=0.99, bottom=0.01, top=0.97, wspace=0.06, hspace=0.3)
     return figure
 
 

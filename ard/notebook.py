@@ -169,14 +169,13 @@ def _stable(output: NotebookNode, root: str) -> NotebookNode:
     return output
 
 
-def _light(picture: str, limit: int = 60_000) -> str:
-    """A base64 PNG above `limit` bytes in 256 colours: pages of samples would fill the repository otherwise."""
+def _light(picture: str, limit: int = 4_000) -> str:
+    """A base64 PNG above `limit` bytes in 256 colours: pictures would fill the repository otherwise."""
     data = base64.b64decode(picture)
-    if len(data) <= limit:
+    if len(data) <= limit or (drawn := Image.open(io.BytesIO(data))).mode == "P":
         return picture
     buffer = io.BytesIO()
-    reduced = Image.open(io.BytesIO(data)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    reduced.save(buffer, "PNG", optimize=True)
+    drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 

@@ -1,5 +1,5 @@
-"""`python -m ard.readme`: writes Table 2, the arena, the ablations and the diagnostics into README.md between their markers, so
-that no number there is typed by hand.
+"""`python -m ard.readme`: writes Table 2, the arena and what stands beside it, the ablations and the diagnostics into README.md
+between their markers, so that no number there is typed by hand.
 
 Reads the tables in data/ that `PARTS` names; without Table 2 the README says that there are no results yet.
 """
@@ -101,10 +101,35 @@ def diagnostics(changed: str, trust: str) -> str:
     return "\n".join(lines)
 
 
+def choices(table: str) -> str:
+    """The Markdown of what was tried with each method's settings on validation, from the text of choices.csv."""
+    lines = ["| method | as used | tried: Recall@1 less that of the settings used, paired [95%] | queries |", "|" + " --- |" * 4]
+    rows = _rows(table)
+    for name in dict.fromkeys(row["method"] for row in rows):
+        used, *others = [{key: value if key == "n_queries" else _short(value) for key, value in row.items()}
+                         for row in rows if row["method"] == name]
+        tried = "; ".join(f"{r['change']}: {r['minus']} [{r['minus_low']}, {r['minus_high']}]" for r in others)
+        lines.append(f"| {name} | {used['recall_1']} [{used['low']}, {used['high']}] | {tried} | {used['n_queries']} |")
+    return "\n".join(lines)
+
+
+def study(table: str) -> str:
+    """The Markdown of AbC among distractors: Recall@10 for wordings that no mapper saw, from the text of study.csv."""
+    rows = [row for row in _rows(table) if row["wording"] == "test"]
+    groups = list(dict.fromkeys((row["classes"], row["prompts"]) for row in rows))
+    known = {(row["encoder"], row["mapper"], row["classes"], row["prompts"]): _short(row["recall_10"]) for row in rows}
+    lines = ["| features | mapper | " + " | ".join(f"{classes} classes, {prompts}" for classes, prompts in groups) + " |",
+             "|" + " --- |" * (2 + len(groups))]
+    for pair in dict.fromkeys((row["encoder"], row["mapper"]) for row in rows):
+        lines.append(f"| {' | '.join(pair)} | {' | '.join(known[(*pair, *group)] for group in groups)} |")
+    return "\n".join(lines)
+
+
 # name of a part, as its markers have it: the tables it is made of, and how; all but the first may be missing
 PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations),
+         "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 
 

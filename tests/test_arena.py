@@ -183,13 +183,27 @@ def answered(dataset, samples, knows, boxes):
 def test_the_table_reads_both_sides_alike(dataset):
     samples = dataset.samples["test"]
     ours = [replace(o, iou=0.0) for o in answered(dataset, samples, True, True)]  # right images, wrong boxes
-    outcomes = {"ARD": ours, "boxes": answered(dataset, samples, True, True), "none": answered(dataset, samples[::2], False, False)}
+    outcomes = {"ARD": ours, "boxes": answered(dataset, samples, True, True),
+                "none": answered(dataset, samples[::2], False, False)}
     rows = arena_tables.table(outcomes, {"ARD": ("text",), "boxes": ("training", "box"), "none": ()}, "toy")
     by = {(r["method"], r["gated"]): r for r in rows}
     assert by["boxes", True]["ard_minus"] == -1 and by["boxes", False]["ard_minus"] == 0
     assert by["none", False]["ard_minus"] == 1 and ("none", True) not in by and by["none", False]["n_queries"] == 6
     assert by["boxes", True]["given"] == "box, training" and by["none", False]["given"] == "Q alone"
     assert by["class oracle", False]["given"] == "the truth" and set(rows[0]) == set(arena_tables.COLUMNS)
+
+
+def test_a_source_above_all_others_above_half_and_tied_with_them(dataset):
+    samples = dataset.samples["test"]
+    facts = [metrics.facts(s, dataset.gallery["test"]) for s in samples]
+    n = facts[0].gallery_size
+    first, last = ([metrics.Outcome(f, rank, 1, None) for f in facts] for rank in (1, n))
+    mixed = [metrics.Outcome(f, 1 if i % 2 else n, 1, None) for i, f in enumerate(facts)]
+    names = {"first": first, "last": last, "mixed": mixed, "fewer": first[:4]}
+    rows = {r["method"]: r for r in arena_tables.above_others(names, {"first": "last", "fewer": "last", "mixed": "absent"})}
+    assert [rows[name]["above"] for name in names] == [1, 0, 0.5, 1] and rows["first"]["minus"] == 1
+    assert rows["mixed"]["above_low"] <= 0.5 <= rows["mixed"]["above_high"]
+    assert rows["fewer"]["minus"] is None and rows["mixed"]["minus"] is None, "only what was asked the same is compared"
 
 
 def test_rows_of_08_must_be_of_the_same_queries(dataset):

@@ -158,3 +158,5 @@ def test_large_pictures_are_normalised_quickly_lightened_and_kept_once():
     assert light.size == (1000, 700) and len(outputs[0].data["image/png"]) < 0.5 * len(picture)
     assert np.abs(np.asarray(light.convert("RGB"), int)[:200] - (250, 10, 10)).max() < 16
     assert outputs[1].data["image/png"] == small.data["image/png"], "small pictures stay as they are"
+    once = nb.normalise(nbformat.v4.new_notebook(cells=[new_code_cell("show()", outputs=list(outputs))]))
+    assert [o.data for o in once.cells[0].outputs[:2]] == [o.data for o in outputs[:2]], "once is enough"

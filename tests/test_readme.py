@@ -85,6 +85,24 @@ def test_diagnostics_are_a_line_for_each_detector():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_choices_are_a_line_for_each_method():
+    rows = ("method,change,recall_1,low,high,minus,minus_low,minus_high,n_queries\nAbC,as used,.5,.4,.6,0,0,0,9\n"
+            "AbC,augment none,.6,.5,.7,.1,-.1,.3,9\nAbC,epochs 3,.2,.1,.3,-.3,-.4,-.2,9\nVFA,as used,1,1,1,0,0,0,4\n")
+    assert readme.choices(rows).splitlines()[2:] == [
+        "| AbC | 0.500 [0.400, 0.600] | augment none: 0.100 [-0.100, 0.300]; epochs 3: -0.300 [-0.400, -0.200] | 9 |",
+        "| VFA | 1.000 [1.000, 1.000] |  | 4 |"]
+
+
+def test_the_study_shows_what_no_mapper_saw():
+    rows = "encoder,mapper,classes,prompts,wording,recall_10\n" + "".join(
+        f"vae,{mapper},{classes},medium,{wording},{value}\n" for mapper, classes, wording, value in (
+            ("none", "seen", "test", .1), ("none", "seen", "train", .9), ("none", "unseen", "test", .2),
+            ("MLP", "seen", "test", .3), ("MLP", "unseen", "test", .4)))
+    assert readme.study(rows).splitlines() == [
+        "| features | mapper | seen classes, medium | unseen classes, medium |", "| --- | --- | --- | --- |",
+        "| vae | none | 0.100 | 0.200 |", "| vae | MLP | 0.300 | 0.400 |"]
+
+
 def test_missing_markers_are_named(tmp_path, capsys):
     with pytest.raises(FileError, match="expected one line"):
         readme.filled("no markers", lambda file: None)

@@ -33,7 +33,8 @@ SOURCE = "Wang et al. 2023, section 4; supplement 3.1"
 
 @dataclass(frozen=True)
 class AbCSettings:
-    """The rows' settings. `vae_grid` and `unet_timestep` were chosen on validation; the others are published or earlier values."""
+    """The rows' settings. `vae_grid` and `unet_timestep` were chosen on validation; the others are published or earlier values.
+    Notebook 23 asks what changes of them are worth."""
 
     mappers: AbCConfig = field(default_factory=AbCConfig)
     augment: Literal["none", "mild", "strong"] = "mild"  # of training pictures before they are encoded; as published

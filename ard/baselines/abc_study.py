@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,32 +49,46 @@ def variants(config: AbCConfig) -> dict[str, tuple[AbCConfig, Augment | None]]:
 
 
 def base_scenes(world: World, seed: int) -> Distractor:
-    """Distractor i: a photo of base individuals, none of which is anybody's exemplar; it depends on (seed, i) alone."""
-    return lambda i: world.scene(np.random.default_rng([seed, i]), medium="photo").image
+    """Distractor i: a photo of base individuals, none of which is anybody's exemplar; it depends on (seed, i) alone.
+
+    Each is drawn once and kept, 12 kB, for the next encoder.
+    """
+    return cache(lambda i: world.scene(np.random.default_rng([seed, i]), medium="photo").image)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What one mapper over one encoder makes of the queries of a split."""
+
+    encoder: str
+    mapper: str
+    similarity: np.ndarray  # (Q, E + N) float32, of each query to each exemplar of the split, then to each distractor
+    owner: np.ndarray  # (Q,) the column of each query's exemplar
+    tau: float  # temperature calibrated on the pairs that the mapper learned from
 
 
 def abc_study(dataset: Dataset, split: str, encoders: Mapping[str, Encode], distractor: Distractor, settings: StudySettings,
-              folder: str | Path | None = None) -> list[dict]:
-    """Rows of a table: encoder, mapper, classes (seen, unseen), prompts (context, medium), wording (train, test) and, over
-    those queries of the split, Recall@5, @10, @100, mAP, and the calibrated influence that goes to the exemplar.
+              folder: str | Path | None = None) -> Iterator[Found]:
+    """For each encoder and each of `variants`: each query's one exemplar among the split's exemplars and the distractors.
 
-    Each query's one exemplar is looked for among the split's exemplars and the distractors. folder: where features of
-    distractors are kept, chunk by chunk; `distractor` is then part of what they depend on, so use one folder for one world.
+    folder: where features of distractors are kept, chunk by chunk; `distractor` is then part of what they depend on, so
+    use one folder for one world and one state of the encoders.
     """
     samples = dataset.samples[split]
     taught = [s for s in dataset.samples["train"]
               if s.class_name not in settings.unseen and s.template not in settings.test_templates]
-    rows = []
     for name, encode in encoders.items():
         crowd = distractor_features(name, encode, distractor, settings, folder)
         asked, plain = (pair_features(dataset, part, encode) for part in (samples, taught))
+        copies: dict[Augment | None, dict] = {None: plain}
         for mapper, (config, augment) in variants(settings.mappers).items():
-            pairs = plain if augment is None else pair_features(dataset, taught, encode, "whole", augment, settings.copies,
-                                                                settings.seed)
-            mappers = train(**pairs, config=config)[0]
-            measured = measure(mappers, asked, plain, crowd, settings.top)
-            rows += [{"encoder": name, "mapper": mapper, **row} for row in summaries(samples, measured, settings)]
-    return rows
+            if augment not in copies:
+                copies[augment] = pair_features(dataset, taught, encode, "whole", augment, settings.copies, settings.seed)
+            mappers = train(**copies[augment], config=config)[0]
+            learned = similarities(mappers, plain, crowd)
+            own = np.arange(learned.shape[1]) == plain["owner"][:, None]
+            tau = calibrate(keep(learned, own, min(settings.top, learned.shape[1])))
+            yield Found(name, mapper, similarities(mappers, asked, crowd), asked["owner"], tau)
 
 
 def distractor_features(name: str, encode: Encode, distractor: Distractor, settings: StudySettings,
@@ -107,26 +122,38 @@ def ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
     return (similarity >= own).sum(1)
 
 
-def measure(mappers: Mappers, asked: Mapping[str, np.ndarray], taught: Mapping[str, np.ndarray], crowd: np.ndarray,
-            top: int) -> dict[str, np.ndarray]:
-    """Per query (Q,): rank of its exemplar, and the influence that goes to it at the temperature calibrated on `taught`."""
-    found = similarities(mappers, taught, crowd)
-    tau = calibrate(keep(found, np.arange(found.shape[1]) == taught["owner"][:, None], min(top, found.shape[1])))
-    similarity, owner = similarities(mappers, asked, crowd), asked["owner"]
-    share = np.take_along_axis(influence(similarity, tau), owner[:, None], 1)[:, 0]
-    return {"rank": ranks(similarity, owner), "influence": share, "tau": np.full(len(owner), tau)}
+def summaries(samples: Sequence[Sample], found: Found, settings: StudySettings) -> Iterator[dict]:
+    """A row of the table for each group of queries that is not empty: classes (seen, unseen), prompts (context, medium), wording
+    (train, test), and over its queries Recall@5, @10, @100, mAP and the calibrated influence that goes to the exemplar.
 
-
-def summaries(samples: Sequence[Sample], measured: Mapping[str, np.ndarray], settings: StudySettings) -> Iterator[dict]:
-    """One row for each group of queries that is not empty. With one exemplar a query, average precision is 1 / rank."""
+    With one exemplar a query, average precision is 1 / rank.
+    """
     groups: dict[tuple[str, str, str], list[int]] = {}
     for i, s in enumerate(samples):
         group = ("unseen" if s.class_name in settings.unseen else "seen", "context" if s.medium == "photo" else "medium",
                  "test" if s.template in settings.test_templates else "train")
         groups.setdefault(group, []).append(i)
+    rank = ranks(found.similarity, found.owner)
+    share = np.take_along_axis(influence(found.similarity, found.tau), found.owner[:, None], 1)[:, 0]
     for group, index in sorted(groups.items()):
-        rank = measured["rank"][index]
-        yield {**dict(zip(("classes", "prompts", "wording"), group)), "n_queries": len(index),
-               "n_exemplars": len({samples[i].concept_id for i in index}),
-               **{f"recall_{k}": float(recall_at(rank, k).mean()) for k in RECALLS}, "map": float((1 / rank).mean()),
-               "influence": float(measured["influence"][index].mean()), "tau": float(measured["tau"][0])}
+        yield {"encoder": found.encoder, "mapper": found.mapper, **dict(zip(("classes", "prompts", "wording"), group)),
+               "n_queries": len(index), "n_exemplars": len({samples[i].concept_id for i in index}),
+               **{f"recall_{k}": round(float(recall_at(rank[index], k).mean()), 6) for k in RECALLS},
+               "map": round(float((1 / rank[index]).mean()), 6), "influence": round(float(share[index].mean()), 6),
+               "tau": round(found.tau, 6)}
+
+
+def spread(found: Found, places: Sequence[int]) -> Iterator[dict]:
+    """How influence is spread (supplement, Figure 1): for each of `places` in the order of influence, as far as there are
+    images, the share of a query's that the image there has, mean over the queries, before calibration (temperature 1) and
+    after."""
+    before, after = (-np.sort(-influence(found.similarity, tau), axis=1).mean(0) for tau in (1.0, found.tau))
+    for place in (p for p in places if p <= len(before)):
+        yield {"encoder": found.encoder, "mapper": found.mapper, "place": place, "before": float(f"{before[place - 1]:.4g}"),
+               "after": float(f"{after[place - 1]:.4g}")}
+
+
+def strongest(found: Found, query: int, count: int) -> list[tuple[int, float]]:
+    """Columns of the images with most influence on a query, and that influence; ties in the order of columns."""
+    share = influence(found.similarity[query], found.tau)
+    return [(int(i), float(share[i])) for i in np.argsort(-share, kind="stable")[:count]]

@@ -1,7 +1,9 @@
 """`AbU`: attribution by unlearning (Wang et al. 2024, section 3). A generator forgets the query; the pictures that it then
 knows less well than before are the ones that taught it.
 
-Two rows: the base generator forgets, or G_i does, which drew the query.
+Three rows: the base generator forgets, or G_i does, which drew the query; and G_i again, asked about boxes of the class, framed
+as its exemplar was when it learned. Where it is published with captions of their own for all pictures, X's would hold the new
+word and give it away; here one prompt serves all.
 """
 
 from __future__ import annotations
@@ -21,101 +23,58 @@ from torch import Tensor, nn
 from ard.baselines.denoising import denoising_losses, even_probe, losses_at, text_states
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry
+from ard.baselines.views import Encoded, Views, framed_boxes, loss_prompt, plain_prompt, rises, strongest, whole
 from ard.config import from_dict
 from ard.customize import encode, item_seed
 from ard.files import atomic_write_bytes
-from ard.records import Attribution, Gallery, GalleryImage, Query, Sample, negatives, positive
+from ard.records import Attribution, Gallery, Query, Sample
 from ard.templates import fill
 
 CHANGED = re.compile(r"attn2\.to_[kv]\.weight$")  # what forgets: keys and values of the cross-attention, as published
-NEW_WORD = re.compile(r"<[^>]+>")  # the token of a concept in a prompt, which the base generator does not know
 Fisher = Mapping[str, Tensor]  # name of a weight of the UNet -> mean squared gradients, shaped as the weight, float64
 Wear = Callable[[Sample], AbstractContextManager]  # within the block: the pipeline that is to forget the sample's Q
 
 
 @dataclass(frozen=True)
 class AbUConfig:
-    learning_rate: float = 0.4  # of the base generator; 1 is a Newton step; published .01 with one step, .1 with 100
-    customised_rate: float = 4.0  # of G_i, which below it does not tell X apart; published: one rate for all
+    learning_rate: float = 0.02  # 1 is a Newton step. Published .01 with one step, .1 with 100. Here Q's loss rises by a tenth
+    # to a third; from about .1 on, three steps break the generator, and what rises then is anybody's loss
     pictures: int = 40_000  # N: pictures the base generator learned from; published 400,000,000 (LAION)
     steps: int = 1  # of ascent; published 1 (MS COCO), 100 (Custom Diffusion)
     draws: int = 32  # times and noises that the query's gradient is a mean over; published 50,000 and 160
     damping: float = 0.1  # added to the Fisher, as a share of its mean; published: none named
     times: int = 10  # that a picture's loss is a mean over; published 10 (Custom Diffusion), 20 (MS COCO)
+    threshold: float = 0.1  # least score of the class filter's boxes, as for exemplars: a loss is not misled by more of them
+    frame: float = 0.39  # share of the picture that a box is brought to, as in `customize.frame`
     prompt: Literal["photo", "query", "empty"] = "photo"  # of the losses, one for all pictures; published: own captions
     fisher_passes: int = 5  # over the training pictures, each a new time and noise; published 5
     seed: int = 0  # of all times and noises
 
 
 class AbU:
-    """Ranks whole pictures by how much worse a generator knows them once it has forgotten Q. No boxes."""
+    """Ranks pictures by how much worse a generator knows them once it has forgotten Q."""
 
-    def __init__(self, wear: Wear, fisher: Fisher, config: AbUConfig, customised: bool):
+    def __init__(self, wear: Wear, fisher: Fisher, config: AbUConfig, customised: bool, views: Views = whole):
         """customised: `wear` gives G_i, another model for each concept, which knows the prompt's new word."""
-        self.wear, self.fisher, self.config, self.customised = wear, fisher, config, customised
-        self._latents: dict[str, Tensor] = {}  # by image_id, (2, C, h, w): as it is, mirrored
-        self._before: dict[tuple, Tensor] = {}  # by model, prompt and gallery, (2n, T)
+        self.wear, self.fisher, self.config, self.customised, self.views = wear, fisher, config, customised, Encoded(views)
+        self._before: dict[tuple, Tensor] = {}  # by model, prompt, class and gallery, (V, T)
 
     def rank(self, query: Query, gallery: Gallery) -> list[Attribution]:
-        config, prompt = self.config, self._prompt(query.sample)
-        asked = loss_prompt(prompt, query.sample.class_name, config.prompt)
-        known = query.sample.concept_id if self.customised else "", asked, tuple(image.image_id for image in gallery)
-        rate = config.customised_rate if self.customised else config.learning_rate
-        with self.wear(query.sample) as pipe, torch.no_grad():
-            views = torch.cat([self._views(pipe, image, gallery) for image in gallery])
+        config, sample = self.config, query.sample
+        prompt = sample.prompt if self.customised else plain_prompt(sample.prompt, sample.class_name)
+        asked = loss_prompt(prompt, sample.class_name, config.prompt)
+        known = (sample.concept_id if self.customised else "", asked, sample.class_name, tuple(im.image_id for im in gallery))
+        with self.wear(sample) as pipe, torch.no_grad():
+            owners, latents = self.views(pipe, sample, gallery)
+            if not owners:
+                return strongest((), (), gallery)
             probe, states = even_probe(pipe, config.times, config.seed), text_states(pipe, asked)
             if known not in self._before:
-                self._before[known] = denoising_losses(pipe, views, states, probe)
+                self._before[known] = denoising_losses(pipe, latents, states, probe)
             own = encode(pipe, query.image[None])
-            with forgotten(pipe, own, text_states(pipe, prompt), self.fisher, config, rate):
-                after = denoising_losses(pipe, views, states, probe)
-        scores = influence(self._before[known], after)
-        return [Attribution(image.image_id, None, score) for image, score in zip(gallery, scores.tolist(), strict=True)]
-
-    def _prompt(self, sample: Sample) -> str:
-        return sample.prompt if self.customised else plain_prompt(sample.prompt, sample.class_name)
-
-    def _views(self, pipe, image: GalleryImage, gallery: Gallery) -> Tensor:
-        if image.image_id not in self._latents:
-            pixels = gallery.pixels(image)
-            self._latents[image.image_id] = torch.cat([encode(pipe, view[None]) for view in (pixels, pixels[:, ::-1])])
-        return self._latents[image.image_id]
-
-
-def influence(before: Tensor, after: Tensor) -> Tensor:
-    """Rise of the loss (2n, T) of n pictures, each as it is and mirrored: mean over times, the larger of both views, (n,).
-
-    >>> influence(torch.zeros(4, 2), torch.tensor([[1.0, 3], [0, 0], [0, 1], [4, 4]])).tolist()
-    [2.0, 4.0]
-    """
-    rise = (after.double() - before.double()).mean(1).view(-1, 2).amax(1)
-    if not rise.isfinite().all():
-        raise ValueError("AbU: a loss is not finite after unlearning; lower learning_rate or raise damping")
-    return rise
-
-
-def plain_prompt(prompt: str, class_name: str) -> str:
-    """The prompt for a model that does not know its new word: the class alone.
-
-    >>> plain_prompt("A photo of a <v1> elephant standing in a forest.", "elephant")
-    'A photo of an elephant standing in a forest.'
-    """
-    template = re.sub(rf"{NEW_WORD.pattern} {re.escape(class_name)}\b", "{}", prompt, count=1)
-    return fill(template, class_name) if "{}" in template else prompt
-
-
-def loss_prompt(prompt: str, class_name: str, kind: str) -> str:
-    """The prompt under which all pictures are measured, made of the query's alone, so it tells nothing of any of them.
-
-    "photo" is the sentence that concepts are learned with: the gallery is photographs, whatever the query's medium is.
-
-    >>> [loss_prompt("An oil painting of a <v1> cat.", "cat", kind) for kind in ("photo", "query", "empty")]
-    ['A photo of a <v1> cat.', 'An oil painting of a <v1> cat.', '']
-    """
-    if kind == "photo":
-        word = NEW_WORD.search(prompt)
-        return fill("A photo of {}.", f"{word[0]} {class_name}" if word else class_name)
-    return prompt if kind == "query" else ""
+            with forgotten(pipe, own, text_states(pipe, prompt), self.fisher, config):
+                after = denoising_losses(pipe, latents, states, probe)
+        return strongest(owners, rises(self._before[known], after), gallery)
 
 
 def key_value_weights(unet) -> dict[str, nn.Parameter]:
@@ -141,7 +100,7 @@ def learning(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def forgotten(pipe, latents: Tensor, states: Tensor, fisher: Fisher, config: AbUConfig, rate: float) -> Iterator[None]:
+def forgotten(pipe, latents: Tensor, states: Tensor, fisher: Fisher, config: AbUConfig) -> Iterator[None]:
     """Within the block the pipeline has unlearned `latents` (1, C, h, w) under `states`; afterwards, and after an error, it
     is what it was, bit by bit.
 
@@ -150,7 +109,7 @@ def forgotten(pipe, latents: Tensor, states: Tensor, fisher: Fisher, config: AbU
     """
     weights = key_value_weights(pipe.unet)
     kept = {name: weight.detach().clone() for name, weight in weights.items()}
-    scale = {name: rate / (config.pictures * f) for name, f in damped(fisher, config.damping).items()}
+    scale = {name: config.learning_rate / (config.pictures * f) for name, f in damped(fisher, config.damping).items()}
     try:
         for step in range(config.steps):
             probe = even_probe(pipe, config.draws, item_seed("forget", config.seed, step))
@@ -209,38 +168,20 @@ def train_fisher(kit: Kit, config: AbUConfig) -> dict[str, Tensor]:
     return load_file(kit.kept(f"abu/fisher_{config.fisher_passes}_{config.seed}.safetensors", make))
 
 
-def build(kit: Kit, customised: bool) -> AbU:
-    """The base generator's row, or G_i's."""
-    config = from_dict(AbUConfig, dict(kit.settings.get("abu", {})), "arena.abu")
+def build(kit: Kit, customised: bool, region: bool = False) -> AbU:
+    """The base generator's row, or G_i's, over whole pictures or over boxes of the class."""
+    config = from_dict(AbUConfig, dict(kit.settings.get("abu", {})), "params.yaml:arena.methods.abu")
     wear = kit.customised if customised else lambda sample: nullcontext(kit.generator)
-    return AbU(wear, train_fisher(kit, config), config, customised)
-
-
-def abu_check(rows: Mapping[str, Mapping[str, Sequence[Attribution]]], samples: Sequence[Sample],
-              gallery: Sequence[GalleryImage], seed: int = 0) -> dict[str, dict[str, bool]]:
-    """Does X's influence exceed that of one other gallery image, drawn at random? By row of answers, then by sample_id.
-
-    The other image depends on the sample and the seed alone, so rows are paired; a tie counts against X. A row's share is
-    the mean of its values. ValueError: a row lacks an answer, or the gallery has no other image.
-    """
-    found: dict[str, dict[str, bool]] = {name: {} for name in rows}
-    for sample in samples:
-        own, others = positive(sample, gallery), negatives(sample, gallery)
-        if not others:
-            raise ValueError(f"{sample.sample_id}: the gallery holds nothing but its X")
-        other = others[item_seed("abu_check", seed, sample.sample_id) % len(others)]
-        for name, answers in rows.items():
-            scores = {a.image_id: a.score for a in answers.get(sample.sample_id, ())}
-            if not {own.image_id, other.image_id} <= scores.keys():
-                raise ValueError(f"{name}: no answer to {sample.sample_id} for {own.image_id} and {other.image_id}")
-            found[name][sample.sample_id] = scores[own.image_id] > scores[other.image_id]
-    return found
+    views = framed_boxes(kit.proposals_at(config.threshold), config.frame) if region else whole
+    return AbU(wear, train_fisher(kit, config), config, customised, views)
 
 
 GIVEN = ("text", "generator", "gradients", "training")
 SOURCE = "Wang et al. 2024, attribution by unlearning"
+READS = ("models/generator", "deltas")
 ENTRIES = [
     Entry("AbU (base G)", lambda kit: build(kit, False), GIVEN, SOURCE, ("models/generator",), per_query=True),
-    Entry("AbU (G_i)", lambda kit: build(kit, True), (*GIVEN, "customised"), SOURCE, ("models/generator", "deltas"),
-          per_query=True),
+    Entry("AbU (G_i)", lambda kit: build(kit, True), (*GIVEN, "customised"), SOURCE, READS, per_query=True),
+    Entry("AbU (G_i), region", lambda kit: build(kit, True, True), (*GIVEN, "customised"), f"{SOURCE}; class filter",
+          (*READS, "models/open_set"), per_query=True),
 ]

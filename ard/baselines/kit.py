@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +35,13 @@ class Kit:
     data: Path = Path("data")
     work: Path = Path(".run/hand/arena")
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self, settings: Mapping[str, Any]) -> Kit:
+        """A kit with other settings, which shares what this one has opened."""
+        other = copy(self)
+        object.__setattr__(other, "settings", settings)
+        vars(other).pop("proposals", None)  # nothing else that is opened depends on settings
+        return other
 
     @cached_property
     def ad_train(self) -> Dataset:
@@ -73,14 +81,15 @@ class Kit:
 
     @cached_property
     def proposals(self) -> Proposals:
-        """(image_id, class name) -> boxes (n, 4) of the class in a gallery image of the split, for all classes asked about."""
-        return self.proposals_of(self.split)
+        """(image_id, class name) -> boxes (n, 4) of the class in a gallery image of the split, for all classes asked about;
+        from the score on that the setting class_filter.threshold names, else from the detector's own."""
+        least = self.settings.get("class_filter", {}).get("threshold") or load_threshold(self.data / "models/open_set")
+        return self.proposals_at(least)
 
-    def proposals_of(self, split: str) -> Proposals:
-        """`proposals` of another split, at the detector's own threshold."""
-        names = {sample.class_name for sample in self.dataset.samples[split]}
-        least = load_threshold(self.data / "models/open_set")
-        return class_proposals(self.finder, self.dataset, split, sorted(names), least, self.features)
+    def proposals_at(self, threshold: float) -> Proposals:
+        """`proposals` from another score on."""
+        names = {sample.class_name for sample in self.dataset.samples[self.split]}
+        return class_proposals(self.finder, self.dataset, self.split, sorted(names), threshold, self.features)
 
     @cached_property
     def efficientnet(self) -> Encode:

@@ -24,7 +24,8 @@ GIVEN = {  # what a method may use beside the picture Q and the gallery, in the 
     "customised": "G_i, the customised generator that drew Q",
     "training": "training for each query",
 }
-BUILT_IN = ("simple", "abc_rows", "abu", "fsod", "gradient_rows", "diffusion_matching")  # modules with a list ENTRIES
+BUILT_IN = ("simple", "abc_rows", "abu", "fsod", "gradient_rows", "diffusion_matching",
+            "leave_one_out")  # modules with a list ENTRIES
 GROUP = "ard.methods"
 
 

@@ -9,7 +9,8 @@ import torch
 from ard.baselines import abc_rows
 from ard.baselines.abc import (VIEWS, AbCConfig, Learned, Mappers, _drawn, _pick, augmented, nt_xent, orthogonality,
                                pair_features, train)
-from ard.baselines.abc_study import StudySettings, abc_study, base_scenes, distractor_features, ranks, variants
+from ard.baselines.abc_study import (Found, StudySettings, abc_study, base_scenes, distractor_features, ranks, spread, strongest,
+                                     summaries, variants)
 from ard.baselines.cosine import unit
 from ard.baselines.kit import Kit
 from ard.baselines.mappers import KINDS
@@ -233,9 +234,10 @@ def distractor():
 
 
 def test_the_study_agrees_with_brute_force(dataset, distractor):
-    rows = abc_study(dataset, "val", {"colour": mean_colour}, distractor, SETTINGS)
-    assert len(rows) == len(variants(SETTINGS.mappers)) * 4, "seen or not x (context, train) or (context, test): rendered photos"
     samples = dataset.samples["val"]
+    rows = [row for found in abc_study(dataset, "val", {"colour": mean_colour}, distractor, SETTINGS)
+            for row in summaries(samples, found, SETTINGS)]
+    assert len(rows) == len(variants(SETTINGS.mappers)) * 4, "seen or not x (context, train) or (context, test): rendered photos"
     exemplars = dict.fromkeys(s.exemplar_file for s in samples)
     crowd = [unit(mean_colour([distractor(i)]))[0] for i in range(23)]
     for row in (r for r in rows if r["mapper"] == "none"):
@@ -249,8 +251,8 @@ def test_the_study_agrees_with_brute_force(dataset, distractor):
             others = [unit(mean_colour([dataset.pixels(f)]))[0] for f in exemplars if f != s.exemplar_file] + crowd
             found.append(1 + sum(o @ asked >= own for o in others))
         assert row["n_queries"] == len(found) > 0
-        assert row["map"] == pytest.approx(np.mean([1 / r for r in found])), (row, found)
-        assert row["recall_5"] == np.mean(np.array(found) <= 5) and row["recall_100"] == 1
+        assert row["map"] == pytest.approx(np.mean([1 / r for r in found]), abs=1e-6), (row, found)
+        assert row["recall_5"] == pytest.approx(np.mean(np.array(found) <= 5), abs=1e-6) and row["recall_100"] == 1
     assert sum(r["n_queries"] for r in rows if r["mapper"] == "MLP") == len(samples)
     assert all(0 < r["influence"] < 1 and r["tau"] > 0 for r in rows)
 
@@ -263,7 +265,7 @@ def test_mappers_of_the_study_never_see_what_is_held_out(dataset, distractor, mo
         return pair_features(data, samples, *rest)
 
     monkeypatch.setattr("ard.baselines.abc_study.pair_features", noted)
-    abc_study(dataset, "val", {"colour": mean_colour}, distractor, SETTINGS)
+    list(abc_study(dataset, "val", {"colour": mean_colour}, distractor, SETTINGS))
     taught = set().union(*(part for part in seen if all(split == "train" for split, _, _ in part)))
     assert taught and not any(name == "dog" or template == 3 for _, name, template in taught)
     assert all(split in ("train", "val") for part in seen for split, _, _ in part)
@@ -286,3 +288,16 @@ def test_distractors_are_kept_chunk_by_chunk(distractor, tmp_path):
 
 def test_ranks_count_ties_against_the_exemplar():
     assert ranks(np.array([[1.0, 1.0, 0.0]]), np.array([0])).tolist() == [2]
+
+
+def test_calibration_moves_influence_and_keeps_the_order():
+    similarity = np.array([[0.9, 0.1, 0.3], [0.2, 0.8, 0.8]], np.float32)
+    found = Found("colour", "none", similarity, np.array([0, 1]), 0.1)
+    first, second = spread(found, (1, 2))
+    hot, cold = (np.exp(similarity / tau) / np.exp(similarity / tau).sum(1, keepdims=True) for tau in (1.0, 0.1))
+    assert first["before"] == pytest.approx((hot[0, 0] + hot[1, 1]) / 2, rel=1e-3)
+    assert first["after"] == pytest.approx((cold[0, 0] + cold[1, 1]) / 2, rel=1e-3)
+    assert second["after"] == pytest.approx((cold[0, 2] + cold[1, 2]) / 2, rel=1e-3)
+    assert len(list(spread(found, range(1, 9)))) == 3, "no more places than images"
+    assert [column for column, _ in strongest(found, 1, 3)] == [1, 2, 0], "of equal ones the first"
+    assert sum(share for _, share in strongest(found, 0, 3)) == pytest.approx(1)

@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from ard.baselines.abu import (
-    ENTRIES, AbU, AbUConfig, abu_check, damped, diagonal_fisher, forgotten, influence, key_value_weights, plain_prompt)
+from ard.baselines.abu import ENTRIES, AbU, AbUConfig, damped, diagonal_fisher, forgotten, key_value_weights
 from ard.baselines.denoising import denoising_losses, even_probe, losses_at, text_states
 from ard.config import ConfigError, from_dict
 from ard.customize import encode, item_seed
-from ard.records import Attribution, Gallery, GalleryImage, Query, Sample
+from ard.records import Gallery, GalleryImage, Query, Sample
 from tests.tiny_pipeline import tiny_pipeline
 
-CONFIG = AbUConfig(learning_rate=1e-3, customised_rate=1e-3, pictures=1, draws=4, times=3)
+CONFIG = AbUConfig(learning_rate=1e-3, pictures=1, draws=4, times=3)
 BOX = (4.0, 4.0, 20.0, 20.0)
 
 
@@ -123,7 +122,7 @@ def test_ascent_raises_the_loss_of_the_query(pipe, pictures):
         before = denoising_losses(pipe, own, states, probe).mean()
     rises = []
     for steps in (1, 4):
-        with forgotten(pipe, own, states, flat_fisher(pipe), replace(CONFIG, steps=steps), 1e-3), torch.no_grad():
+        with forgotten(pipe, own, states, flat_fisher(pipe), replace(CONFIG, steps=steps)), torch.no_grad():
             rises.append((denoising_losses(pipe, own, states, probe).mean() - before).item())
     assert 0 < rises[0] < rises[1]
 
@@ -132,8 +131,8 @@ def test_a_step_is_rate_times_gradient_over_n_f(pipe, pictures):
     own, states = encode(pipe, pictures[:1]), text_states(pipe, "a photo of a cat .")
     names, steps = list(key_value_weights(pipe.unet)), []
     start = snapshot(pipe)
-    for fisher, config, rate in ((1e-3, CONFIG, 1e-3), (2e-3, CONFIG, 2e-3), (1e-3, replace(CONFIG, pictures=10), 1e-2)):
-        with forgotten(pipe, own, states, flat_fisher(pipe, fisher), config, rate):
+    for fisher, rate, n in ((1e-3, 1e-3, 1), (2e-3, 2e-3, 1), (1e-3, 1e-2, 10)):
+        with forgotten(pipe, own, states, flat_fisher(pipe, fisher), replace(CONFIG, learning_rate=rate, pictures=n)):
             steps.append({n: pipe.unet.get_parameter(n).detach() - start[f"unet.{n}"] for n in names})
     for other in steps[1:]:
         for n in names:
@@ -147,7 +146,7 @@ def test_rate_0_has_no_influence_at_all(pipe, pictures):
 
 def test_only_keys_and_values_change_and_all_come_back(pipe, pictures):
     start = snapshot(pipe)
-    with forgotten(pipe, encode(pipe, pictures[:1]), text_states(pipe, ""), flat_fisher(pipe), CONFIG, 1e-3):
+    with forgotten(pipe, encode(pipe, pictures[:1]), text_states(pipe, ""), flat_fisher(pipe), CONFIG):
         changed = {n for n, w in snapshot(pipe).items() if not torch.equal(w, start[n])}
     assert changed == {f"unet.{n}" for n in key_value_weights(pipe.unet)}
     assert all(".attn2.to_k." in n or ".attn2.to_v." in n for n in changed)
@@ -195,14 +194,6 @@ def test_damping_adds_a_share_of_the_mean():
     assert damped(fisher, 0.5)["a"].tolist() == [2.5, 4.5] and damped(fisher, 0)["b"].tolist() == [[8.0, 0.0]]
 
 
-def test_influence_is_the_larger_view_of_the_mean_rise():
-    before = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
-    after = torch.tensor([[1.0, 2.0], [2.0, 1.0], [-1.0, -1.0], [-3.0, 1.0]])
-    assert influence(before, after).tolist() == [0.5, -1.0]
-    with pytest.raises(ValueError, match="not finite.*lower learning_rate"):
-        influence(before, after / 0)
-
-
 def test_forgetting_a_picture_hurts_it_more_than_forgetting_another_does(pipe, pictures):
     # to first order the rise of x's loss on forgetting q is g_x . g_q / F, so r_qq + r_xx - r_qx - r_xq = |g_q - g_x|^2 / F > 0;
     # r_qq > r_qx alone is no law: a random network is more easily disturbed on some pictures than on others
@@ -212,7 +203,7 @@ def test_forgetting_a_picture_hurts_it_more_than_forgetting_another_does(pipe, p
     with torch.no_grad():
         before = denoising_losses(pipe, latents, states, probe).double().mean(1)
         for own in latents.split(1):
-            with forgotten(pipe, own, states, flat_fisher(pipe), CONFIG, 1e-3):
+            with forgotten(pipe, own, states, flat_fisher(pipe), CONFIG):
                 rises.append(denoising_losses(pipe, latents, states, probe).double().mean(1) - before)
     rises = torch.stack(rises)
     gap = rises.diag()[:, None] + rises.diag() - rises - rises.T
@@ -249,42 +240,9 @@ def test_losses_before_are_measured_once_for_a_model_and_prompt(pipe, pictures, 
     assert calls == [4, 1, 4, 1, 4, 4, 1, 4]
 
 
-def test_the_base_model_reads_no_new_word():
-    for text, name, wanted in (("A photo of a <v1> elephant in a forest.", "elephant", "A photo of an elephant in a forest."),
-                               ("A <v1> teddy bear is here.", "teddy bear", "A teddy bear is here."),
-                               ("A photo of a cat.", "cat", "A photo of a cat.")):
-        assert plain_prompt(text, name) == wanted
-
-
-def check_case(own, other):
-    gallery = [GalleryImage("0.png", "x", ()), GalleryImage("1.png", "n", ())]
-    return {"s0": [Attribution("x", None, own), Attribution("n", None, other)]}, gallery
-
-
-def test_the_check_compares_x_with_another_image_and_counts_ties_against_it():
-    (good, gallery), (tied, _), (bad, _) = check_case(2.0, 1.0), check_case(1.0, 1.0), check_case(1.0, 2.0)
-    found = abu_check({"good": good, "tied": tied, "bad": bad}, [sample()], gallery)
-    assert found == {"good": {"s0": True}, "tied": {"s0": False}, "bad": {"s0": False}}
-    with pytest.raises(ValueError, match="bad: no answer to s0"):
-        abu_check({"bad": {}}, [sample()], gallery)
-    with pytest.raises(ValueError, match="nothing but its X"):
-        abu_check({"good": good}, [sample()], gallery[:1])
-
-
-def test_the_check_pairs_rows_and_draws_evenly():
-    gallery = [GalleryImage(f"{i}.png", str(i), ()) for i in range(11)]
-    samples = [replace(sample(0), sample_id=f"s{k}") for k in range(300)]
-    # X stands above half of the ten others, so a random one of them is below it in half of the questions
-    scores = [Attribution("0", None, 5.5)] + [Attribution(str(i), None, float(i)) for i in range(1, 11)]
-    rows = {name: {s.sample_id: scores for s in samples} for name in ("a", "b")}
-    found = abu_check(rows, samples, gallery)
-    assert found["a"] == found["b"] and 0.4 < np.mean(list(found["a"].values())) < 0.6
-    assert abu_check(rows, samples, gallery, seed=1) != found
-
-
 def test_rows_and_settings():
-    assert [e.name for e in ENTRIES] == ["AbU (base G)", "AbU (G_i)"] and all(e.per_query for e in ENTRIES)
-    assert ["customised" in e.given for e in ENTRIES] == [False, True]
+    assert [e.name for e in ENTRIES] == ["AbU (base G)", "AbU (G_i)", "AbU (G_i), region"] and all(e.per_query for e in ENTRIES)
+    assert ["customised" in e.given for e in ENTRIES] == [False, True, True]
     with pytest.raises(ConfigError, match="did you mean 'damping'"):
         from_dict(AbUConfig, {"dampin": 1.0})
 

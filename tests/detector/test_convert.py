@@ -220,4 +220,5 @@ def test_a_saved_detector_answers_the_same(tmp_path):
         first, second = (d(batch, d.encode_query(batch, torch.tensor([[8.0, 8, 60, 60]] * 2), ["cat", None])) for d in (detector, again))
     saved, kept = detector.state_dict(), again.state_dict()
     assert again.config.adapters and saved.keys() == kept.keys() and all(torch.equal(saved[name], kept[name]) for name in saved)
-    torch.testing.assert_close((second.logits, second.layer_boxes), (first.logits, first.layer_boxes))  # other addresses, other last bits
+    answers = (second.logits, second.layer_boxes), (first.logits, first.layer_boxes)
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)  # the same weights at other addresses: other last bits

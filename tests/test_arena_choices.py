@@ -1,0 +1,70 @@
+"""Settings tried on validation: what is changed, what it is held against, and what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ard import arena
+from ard.arena_choices import tried
+from ard.baselines.kit import Kit
+from ard.baselines.registry import Entry
+from ard.config import ConfigError
+from ard.records import Attribution, positive
+from tests.toy_attribution import toy_dataset
+
+BUILT = []
+
+
+class Knows:
+    """Right for the share `knows` of the concepts, in the order of their ids, else wrong."""
+
+    def __init__(self, dataset, knows):
+        concepts = sorted({s.concept_id for s in dataset.samples["val"]})
+        self.known = set(concepts[: round(knows * len(concepts))])
+
+    def rank(self, query, gallery):
+        own = positive(query.sample, list(gallery)).image_id
+        sure = query.sample.concept_id in self.known
+        return [Attribution(im.image_id, None, float((im.image_id == own) == sure)) for im in gallery]
+
+
+def build(kit):
+    told = kit.settings.get("test_arena_choices", {})
+    BUILT.append(told)
+    return Knows(kit.dataset, told.get("knows", {}).get("share", 0.5))
+
+
+@pytest.fixture
+def kit(tmp_path):
+    BUILT.clear()
+    return Kit(toy_dataset(tmp_path / "toy"), "val", work=tmp_path / "work", settings={"test_arena_choices": {"other": 1}})
+
+
+KNOWN = {"m": Entry("m", build, (), "tests")}
+ROWS = {"m": [{"test_arena_choices.knows.share": 1.0}, {"test_arena_choices.knows.share": 0.0}]}
+
+
+def test_changes_stand_beside_what_is_used(kit, tmp_path):
+    samples = kit.dataset.samples["val"]
+    used, better, worse = tried(ROWS, KNOWN, kit, samples, tmp_path / "answers")
+    assert [r["change"] for r in (used, better, worse)] == ["as used", "knows.share 1.0", "knows.share 0.0"]
+    assert used["minus"] == 0 and better["recall_1"] == 1 and worse["recall_1"] == 0
+    assert better["minus"] == pytest.approx(1 - used["recall_1"]) and worse["minus"] == pytest.approx(-used["recall_1"])
+    assert BUILT[0] == {"other": 1} and BUILT[1] == {"other": 1, "knows": {"share": 1.0}} and kit.settings == {
+        "test_arena_choices": {"other": 1}}
+    assert list(tried(ROWS, KNOWN, kit, samples, tmp_path / "answers")) == [used, better, worse] and len(BUILT) == 3
+
+
+def test_a_change_that_would_change_nothing_is_refused(kit, tmp_path):
+    for rows, problem in (({"n": []}, "no method 'n'"), ({"m": [{"abu.steps": 2}]}, "'abu.steps' is no setting of 'm'")):
+        with pytest.raises(ConfigError, match=problem):
+            list(tried(rows, KNOWN, kit, kit.dataset.samples["val"], tmp_path / "answers"))
+
+
+def test_a_kit_told_otherwise_shares_what_is_open(kit):
+    vars(kit)["efficientnet"] = "opened"
+    other = kit.told({"a": {}})
+    assert other.efficientnet == "opened" and other.settings == {"a": {}} and other.dataset is kit.dataset
+    assert kit.settings != other.settings and replace(kit).settings == kit.settings
+    assert np.array_equal(sorted(vars(other)), sorted(vars(kit))) and arena.family(KNOWN["m"]) == "test_arena_choices"
