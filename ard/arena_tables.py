@@ -78,16 +78,15 @@ def above_others(outcomes: Outcomes, against: Mapping[str, str]) -> list[dict]:
     same."""
     shares = {name: np.array([(o.facts.gallery_size - o.rank) / (o.facts.gallery_size - 1) for o in found])
               for name, found in outcomes.items()}
-    rows = []
+    columns, rows = ("above", "above_low", "above_high", "minus", "minus_low", "minus_high"), []
     for name, found in outcomes.items():
         concepts, other = [o.facts.sample.concept_id for o in found], against.get(name)
-        interval = bootstrap_mean(shares[name], concepts)
-        rows.append({"method": name, "above": interval.mean, "above_low": interval.low, "above_high": interval.high})
+        intervals = [bootstrap_mean(shares[name], concepts)]
         if other in shares and [o.facts for o in outcomes[other]] == [o.facts for o in found]:
-            gap = paired_difference(shares[name], shares[other], concepts)
-            rows[-1] |= {"minus": gap.mean, "minus_low": gap.low, "minus_high": gap.high}
-    columns = ("method", "above", "above_low", "above_high", "minus", "minus_low", "minus_high")
-    return [{column: row.get(column) for column in columns} for row in rows]
+            intervals.append(paired_difference(shares[name], shares[other], concepts))
+        values = [round(value, 6) for i in intervals for value in (i.mean, i.low, i.high)]
+        rows.append({"method": name, **dict.fromkeys(columns), **dict(zip(columns, values))})
+    return rows
 
 
 def first_answers(records: Mapping[str, Mapping]) -> list[dict]:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from ard import arena, arena_tables, gallery_figures, metrics
-from ard.baselines import registry
+from ard.baselines import registry, simple
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry, RegistryError, entries
 from ard.config import load_params
 from ard.evaluation import asked_samples
 from ard.files import Ledger, read_jsonl
+from ard.provenance import code_of
 from ard.records import Attribution, Dataset
 from tests.test_evaluation import Guess
 from tests.toy_attribution import ROOT, toy_dataset
@@ -143,6 +144,11 @@ def test_what_makes_a_method_run_again(kit, dataset, tmp_path):
     assert of(kit=replace(kit, dataset=moved)) != same
 
 
+def test_a_change_of_a_method_makes_the_stages_stale_that_ask_it():
+    code = code_of(ROOT / "notebooks/10_arena.ipynb", ROOT)
+    assert {f"ard/baselines/{name}.py" for name in ("abu", "abc_rows", "simple")} <= set(code) and "ard/baselines/fsod/rows.py" in code
+
+
 def test_the_registry_itself_is_no_part_of_a_fingerprint():
     listed = arena._code_of("from ard.baselines.simple import ENTRIES", ".")
     names = {line.split()[0] for line in listed}
@@ -225,13 +231,13 @@ def test_entries_come_from_installed_packages_too(monkeypatch):
 
     def installed(*found):
         monkeypatch.setattr(registry.metadata, "entry_points", lambda group: [Point(f) for f in found if group == "ard.methods"])
-        return entries(["simple"])
+        return entries([simple])
 
     known = installed(TWO["blind"], [TWO["right"]])
     assert {"GroundingDINO (words alone)", "blind", "right"} <= set(known)
-    assert "blind" not in entries(["simple"], skip=["blind"])
+    assert "blind" not in entries([simple], skip=["blind"])
     with pytest.raises(RegistryError, match="no method 'blinds' to skip; did you mean 'blind'"):
-        entries(["simple"], skip=["blinds"])
+        entries([simple], skip=["blinds"])
     with pytest.raises(RegistryError, match="'blind' stands twice"):
         installed(TWO["blind"], TWO["blind"])
     with pytest.raises(RegistryError, match="expected an Entry, found function"):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
+from types import ModuleType
 
 from ard.baselines.kit import Kit
 from ard.baselines.methods import Method
@@ -24,8 +25,6 @@ GIVEN = {  # what a method may use beside the picture Q and the gallery, in the 
     "customised": "G_i, the customised generator that drew Q",
     "training": "training for each query",
 }
-BUILT_IN = ("simple", "abc_rows", "abu", "fsod", "gradient_rows", "diffusion_matching",
-            "leave_one_out")  # modules with a list ENTRIES
 GROUP = "ard.methods"
 
 
@@ -50,13 +49,21 @@ class Entry:
             raise RegistryError(f"method '{self.name}': unknown '{min(unknown)}' in `given`; {nearest(min(unknown), GIVEN)}")
 
 
-def entries(modules: Iterable[str] = BUILT_IN, skip: Iterable[str] = ()) -> dict[str, Entry]:
-    """All methods by name but those of `skip`: the built-in ones, then those of installed packages.
+def built_in() -> tuple[ModuleType, ...]:
+    """The modules of this package that list ENTRIES, which import this one. They are named in a statement that
+    `ard.provenance` can read, so a change of theirs makes the stages stale that ask them."""
+    from ard.baselines import abc_rows, abu, diffusion_matching, fsod, gradient_rows, leave_one_out, simple
+
+    return simple, abc_rows, abu, fsod, gradient_rows, diffusion_matching, leave_one_out
+
+
+def entries(modules: Iterable[ModuleType] | None = None, skip: Iterable[str] = ()) -> dict[str, Entry]:
+    """All methods by name but those of `skip`: those of `modules` (default: the built-in ones), then of installed packages.
 
     An entry point of the group `ard.methods` names an Entry or a list of them. RegistryError: a name stands twice, one to skip is
     not there, or an entry point gives something else.
     """
-    listed = [entry for name in modules for entry in import_module(f"ard.baselines.{name}").ENTRIES]
+    listed = [entry for module in (built_in() if modules is None else modules) for entry in module.ENTRIES]
     for point in metadata.entry_points(group=GROUP):
         found = point.load()
         listed += found if isinstance(found, (list, tuple)) else [found]
