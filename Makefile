@@ -2,7 +2,7 @@
 # make test     set up .venv, run all tests, with every notebook at smoke size
 # make smoke    the whole pipeline at smoke size, pretraining included, in the folder smoke/
 # make rebuild  everything from nothing, pretraining included: hours; an estimate first; killed, it goes on where it was
-# make ablations   what each setting of the detector is worth, on validation: hours; an estimate first
+# make ablations   what each setting of the detector and of its rivals is worth, and AbC's own study: hours; an estimate first
 # make lock     resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= $(CURDIR)/.venv
