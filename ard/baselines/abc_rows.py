@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry
 from ard.baselines.rendered_crops import rendered_crops
 from ard.baselines.self_supervised import ViTConfig, load_vit, mild, strong, train_vit
-from ard.config import from_dict
+from ard.config import ConfigError, from_dict, nearest
 from ard.files import kept_arrays, sha256_bytes, sha256_tree
 from ard.generator import redraws
 from ard.records import Dataset
@@ -33,10 +33,12 @@ SOURCE = "Wang et al. 2023, section 4; supplement 3.1"
 
 @dataclass(frozen=True)
 class AbCSettings:
-    """The rows' settings. `vae_grid` and `unet_timestep` were chosen on validation; the others are published or earlier values.
-    Notebook 23 asks what changes of them are worth."""
+    """The rows' settings. `vae_grid`, `unet_timestep` and `crop_regularisation` were chosen on validation; the others are
+    published or earlier values. Notebook 23 asks what changes of them are worth. ConfigError: no such encoder."""
 
     mappers: AbCConfig = field(default_factory=AbCConfig)
+    crop_regularisation: dict[str, float] = field(default_factory=lambda: {"efficientnet": 0.5})  # by encoder, instead of the
+    # mappers' own where both sides are crops
     augment: Literal["none", "mild", "strong"] = "mild"  # of training pictures before they are encoded; as published
     copies: int = 4  # augmented copies of each training picture; published: a new one each time
     vae_grid: int = 4  # cells a side that latents are averaged over
@@ -45,6 +47,17 @@ class AbCSettings:
     rendered: int = 1500  # base individuals whose crops join AD+ in one row, two queries each; as in ARD's first phase
     vit_scenes: int = 4000  # base scenes rendered once, which the ViT learns from; published 1.28 million pictures
     seed: int = 0  # of scenes and augmentation
+
+    def __post_init__(self):
+        for name in self.crop_regularisation:
+            if name not in READS:
+                raise ConfigError(f"crop_regularisation: no encoder '{name}'; {nearest(name, READS)}")
+
+    def mappers_of(self, encoder: str, view: str) -> AbCConfig:
+        """How the mappers over an encoder and a view of the pictures are trained."""
+        if view != "crops":
+            return self.mappers
+        return replace(self.mappers, regularisation=self.crop_regularisation.get(encoder, self.mappers.regularisation))
 
 
 def settings(kit: Kit) -> AbCSettings:
@@ -89,8 +102,10 @@ def learned(kit: Kit, name: str, view: str, encode: Encode, ad_train: Dataset, m
     """Mappers over an encoder for a view of AD+ train, joined by rendered crops where `more` is wanted. Features and mappers are
     kept, so a killed run goes on."""
     chosen, samples = settings(kit), ad_train.samples["train"]
+    config = chosen.mappers_of(name, view)
+    shown = {k: v for k, v in asdict(chosen).items() if k not in ("mappers", "crop_regularisation")}
     inputs = [kit.content, [s.sample_id for s in samples], {r: sha256_tree(kit.data / r) for r in READS[name]}]
-    file = f"abc/{name}-{view.replace(' ', '-')}-{key(asdict(chosen), inputs)}"
+    file = f"abc/{name}-{view.replace(' ', '-')}-{key(shown, inputs)}"
 
     def taught() -> dict[str, np.ndarray]:
         return pair_features(ad_train, samples, encode, view, AUGMENT[chosen.augment], chosen.copies, chosen.seed)
@@ -98,10 +113,11 @@ def learned(kit: Kit, name: str, view: str, encode: Encode, ad_train: Dataset, m
     def make(path: Path) -> None:
         pairs = kept_arrays(kit.work / f"{file}.npz", taught)
         if more:
-            pairs = beside(pairs, kept_arrays(path.with_suffix(".npz"), lambda: rendered_features(kit, encode, chosen)))
-        train(**pairs, config=chosen.mappers)[0].save(path)
+            rendered = kept_arrays(kit.work / f"{file}-rendered.npz", lambda: rendered_features(kit, encode, chosen))
+            pairs = beside(pairs, rendered)
+        train(**pairs, config=config)[0].save(path)
 
-    return Mappers.load(kit.kept(f"{file}{'-rendered' if more else ''}.safetensors", make))
+    return Mappers.load(kit.kept(f"{file}{'-rendered' if more else ''}-{key(asdict(config))}.safetensors", make))
 
 
 def rendered_features(kit: Kit, encode: Encode, chosen: AbCSettings) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from ard.baselines.cosine import unit
 from ard.baselines.kit import Kit
 from ard.baselines.mappers import KINDS
 from ard.baselines.self_supervised import mild
+from ard.config import ConfigError
 from ard.records import Gallery, Query
 from ard.world import World
 from tests.tiny_pipeline import tiny_pipeline
@@ -209,6 +210,24 @@ def test_a_killed_fit_goes_on_and_other_settings_start_anew(kit, dataset):
     vars(other).update(efficientnet=mean_colour, proposals=kit.proposals, content=kit.content)
     entry.build(other).fit(kit.ad_train, None)
     assert len(list((kit.work / "abc").iterdir())) == 4
+
+
+def test_crops_have_a_regularisation_of_their_own_and_other_mappers_share_the_features(kit):
+    """Encoded once, mapped for each setting; whole pictures and other encoders do not read it."""
+    def fitted(view, name="efficientnet", **changes):
+        asked = replace(kit, settings={"abc_rows": {**kit.settings["abc_rows"], **changes}})
+        vars(asked)["content"] = kit.content
+        return abc_rows.learned(asked, name, view, mean_colour, kit.ad_train)
+
+    def same(a, b):
+        return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+    other = {"crop_regularisation": {"efficientnet": 9.0}}
+    assert same(fitted("whole"), fitted("whole", **other)) and same(fitted("crops", "vae"), fitted("crops", "vae", **other))
+    assert not same(fitted("crops"), fitted("crops", **other))
+    assert len(list((kit.work / "abc").glob("*.npz"))) == 3, "one for each view and encoder"
+    with pytest.raises(ConfigError, match="efficientnet"):
+        fitted("crops", crop_regularisation={"efficientnett": 1.0})
 
 
 def test_mapped_rows_differ_from_plain_ones_only_by_their_mappers(kit, dataset):
