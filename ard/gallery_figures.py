@@ -5,6 +5,7 @@ Used by notebook 09; reads a dataset and the rows of data/results/queries.jsonl.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from ard.plots import TRUTH, colour, tile
 from ard.records import Dataset, Sample, positive
 
+NAMES = 1.4  # inches left of the pictures, for methods' names
 
 def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str], Mapping],
                    samples: Sequence[Sample], methods: Sequence[str], top: int = 10) -> Figure:
@@ -22,19 +24,21 @@ def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str
     results: rows of queries.jsonl by (method, sample_id). The true image is framed; a row without a frame missed it.
     """
     images = {image.image_id: image for image in dataset.gallery[split]}
-    height = len(samples) * len(methods)
-    figure, panels = plt.subplots(height, top + 1, figsize=(1.25 * (top + 1), 1.5 * height), squeeze=False)
+    height, width = len(samples) * len(methods), 1.25 * (top + 1) + NAMES
+    figure, panels = plt.subplots(height, top + 1, figsize=(width, 1.4 * height), squeeze=False)
     for axes in panels.ravel():
         axes.axis("off")
     for place in range(height):
         sample, method = samples[place // len(methods)], methods[place % len(methods)]
         row, own = results[method, sample.sample_id], positive(sample, dataset.gallery[split]).image_id
-        shown(panels[place, 0], dataset.pixels(sample.query_file), sample.query_box, f"query: {sample.class_name}\n"
-              f"{method}, rank {row['rank']}", colour(method), colour(method))
+        shown(panels[place, 0], dataset.pixels(sample.query_file), sample.query_box, f"query: {sample.class_name}",
+              colour(method), colour(method))
+        panels[place, 0].text(-0.12, 0.5, "\n".join([*textwrap.wrap(method, 18), f"rank {row['rank']}"]), ha="right", va="center",
+                              transform=panels[place, 0].transAxes, fontsize=8)
         for axes, (image_id, box, score) in zip(panels[place, 1:], row["top"]):
             caption = "nothing found" if score is None else f"{score:.3f}"
             shown(axes, dataset.pixels(images[image_id].file), box, caption, TRUTH if image_id == own else None)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.08, hspace=0.3)
+    figure.subplots_adjust(left=NAMES / width, right=0.99, bottom=0.01, top=1 - 0.25 / (1.4 * height), wspace=0.08, hspace=0.2)
     return figure
 
 
