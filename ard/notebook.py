@@ -26,6 +26,7 @@ from ard.files import FileError, PathLike, atomic_write_text
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict, "tuple": tuple, "None": None,
          "Literal": typing.Literal, "Any": typing.Any}
+COLOURS = 128  # of the pictures in executed notebooks: drawings and charts look the same, and take half of the space
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 
@@ -170,12 +171,12 @@ def _stable(output: NotebookNode, root: str) -> NotebookNode:
 
 
 def _light(picture: str, limit: int = 4_000) -> str:
-    """A base64 PNG above `limit` bytes in 256 colours: pictures would fill the repository otherwise."""
+    """A base64 PNG above `limit` bytes in `COLOURS` colours: pictures would fill the repository otherwise."""
     data = base64.b64decode(picture)
-    if len(data) <= limit or (drawn := Image.open(io.BytesIO(data))).mode == "P":
+    if len(data) <= limit or (drawn := Image.open(io.BytesIO(data))).mode == "P" and drawn.getcolors(COLOURS):
         return picture
     buffer = io.BytesIO()
-    drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    drawn.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode() + "\n"
 
 
