@@ -18,6 +18,7 @@ from ard.dataset import TABLE1_COLUMNS, markdown, table1
 from ard.evaluation import asked_samples
 from ard.exemplars import Pair
 from ard.files import atomic_write_text
+from ard.precision import computes_bfloat16
 from ard.records import Dataset, GalleryImage
 
 
@@ -25,7 +26,7 @@ def customize_config(settings: Mapping[str, Any]) -> CustomizeConfig:
     """The recipe that notebook 03 makes of its section of params.yaml; settings that are no part of a recipe are left out."""
     known = {field.name for field in fields(CustomizeConfig)}
     recipe = {name: value for name, value in settings.items() if name in known}
-    return CustomizeConfig(**{**recipe, "modules": MODULES[settings["modules"]], "bf16": settings["autocast"]})
+    return CustomizeConfig(**{**recipe, "modules": MODULES[settings["modules"]], "bf16": settings["autocast"] and computes_bfloat16()})
 
 
 def fresh_pairs(root: str | Path, known: Dataset) -> list[Pair]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ard.checkpoints import Checkpoint, warm_cosine
 from ard.files import atomic_write_bytes, atomic_write_text
+from ard.precision import bfloat16
 
 Scenes = Callable[[np.random.Generator], Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]]
 
@@ -258,7 +259,7 @@ def _step(sam, optimizer, scenes, training: SamTraining, context: float, rng, st
                      for mask, box in zip(masks, shaken, strict=True)]
     pixels, target, where = (torch.from_numpy(np.stack(parts)).to(device) for parts in zip(*seen[:training.batch]))
     optimizer.param_groups[0]["lr"] = training.lr * warm_cosine(step, training.steps, training.warmup)
-    with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=training.bf16):
+    with bfloat16(device, training.bf16):
         logits, iou = predict_masks(sam, pixels.permute(0, 3, 1, 2).float(), where.float())
     loss = sam_loss(logits, iou, target)
     optimizer.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ard.generator.train import to_tensor
 from ard.generator.vae import PatchAutoencoder, psnr
+from ard.precision import bfloat16
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def refine_decoder(vae: PatchAutoencoder, images: np.ndarray, config: RefineConf
         x = to_tensor(images[rng.integers(len(images), size=config.batch_size)])
         z = vae.encode(x).latent_dist.mode()
         z = z + config.latent_noise * torch.randn(z.shape, generator=noise)
-        with torch.autocast("cpu", torch.bfloat16):
+        with bfloat16():
             y = vae.decode(z).sample
         loss = F.mse_loss(y.float(), x) + 0.1 * F.l1_loss(y.float(), x)
         loss.backward()

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ard.generator.build import assemble, build_scheduler, build_text_encoder, build_unet
 from ard.generator.text import MAX_LENGTH, build_tokenizer, caption
 from ard.generator.vae import PatchAutoencoder
+from ard.precision import bfloat16
 from ard.world import World
 
 
@@ -126,7 +127,7 @@ class GeneratorTrainer:
         t = torch.multinomial(self.timesteps, len(latents), replacement=True, generator=rng).to(self.device)
         noisy = self.scheduler.add_noise(latents, noise, t).contiguous(memory_format=torch.channels_last)
         target = self.scheduler.get_velocity(latents, noise, t)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with bfloat16(self.device.type):
             hidden = self.text(token_ids).last_hidden_state
             predicted = self.denoise(noisy, t, hidden).sample
         weight = 1 + (self.config.object_weight - 1) * cover
