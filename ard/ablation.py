@@ -25,6 +25,7 @@ from ard.detector.variants import AS_USED, Variant, VariantMethod, fuse_late
 from ard.files import Ledger, sha256_bytes
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import evaluate, values
+from ard.precision import computes_bfloat16
 from ard.records import Dataset, Sample
 
 Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml, and of a `variant`
@@ -98,8 +99,9 @@ def _changed(variant: Variant) -> dict[str, Any]:
 
 
 def _training(section: Mapping[str, Any], batch_size: int) -> TrainSettings:
-    same = ("steps", "learning_rate", "schedule", "warmup", "losses", "clip", "autocast", "seed")
-    return TrainSettings(batch_size=batch_size, **{key: section[key] for key in same if key in section})
+    same = ("steps", "learning_rate", "schedule", "warmup", "losses", "clip", "seed")
+    half = section.get("autocast", False) and computes_bfloat16()
+    return TrainSettings(batch_size=batch_size, autocast=half, **{key: section[key] for key in same if key in section})
 
 
 def validation_samples(dataset: Dataset, per_exemplar: int) -> tuple[Sample, ...]:

@@ -8,6 +8,7 @@ step, log.
 import dataclasses
 import io
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -20,7 +21,6 @@ from tqdm import tqdm
 from ard.detector.criterion import Targets, detection_loss
 from ard.detector.prompts import Prompt
 from ard.files import FileError, atomic_write_bytes, write_jsonl
-from ard.precision import bfloat16
 
 
 class Batch(NamedTuple):
@@ -45,7 +45,7 @@ class TrainSettings:
     clip: float = 0.1  # gradient norm, as in Grounding DINO
     losses: str = "groundingdino"  # key of criterion.SETTINGS
     ema: float = 0.0  # decay of the averaged weights that are kept at the end; 0 keeps the last ones
-    autocast: bool = False  # bfloat16, where the processor has it
+    autocast: bool = False  # bfloat16 where the machine is faster with it
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 200
@@ -126,7 +126,7 @@ def _one_step(model, make_batch, settings, loss_of, optimizer, weights, step) ->
     batch = make_batch(np.random.default_rng([settings.seed, step]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, step)
-    with bfloat16(wanted=settings.autocast):
+    with torch.autocast("cpu", torch.bfloat16) if settings.autocast else nullcontext():
         loss, log = loss_of(model, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"loss is {float(loss)} at step {step}; lower the learning rate")
