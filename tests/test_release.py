@@ -66,3 +66,15 @@ def test_joined_learns_from_one_and_asks_the_other(dataset, tmp_path):
         assert (both.root / sample.query_file).resolve().is_relative_to(tmp_path / "release")
         assert both.pixels(sample.exemplar_file).shape == (64, 64, 3)
     assert both.open_gallery("test").pixels(both.gallery["test"][0]).shape == (64, 64, 3)
+
+
+def test_the_shipped_set_is_of_the_first_ones_size_and_holds_nobody_of_it():
+    first, second, world = Dataset.load(ROOT / "data/mini-coco"), Dataset.load(ROOT / "data/release"), World.load(ROOT / "data/world")
+    met = {o.individual_id for images in first.gallery.values() for im in images for o in im.objects}
+    asked = {s.individual_id for s in second.samples["test"]}
+    assert not problems(second) and met.isdisjoint(asked)
+    assert len(asked) == len(second.gallery["test"]) == len(first.gallery["test"])
+    base = {d.group for name in world.classes for d in world.drawings_of(name, "base")}
+    group = {d.drawing: d.group for d in world.drawings}
+    assert base.isdisjoint(group[s.drawing] for s in second.samples["test"])
+    assert len({s.sample_id for s in second.samples["test"]}) == len(second.samples["test"]) <= 2 * len(asked)
