@@ -17,6 +17,7 @@ from ard.records import Dataset, Sample, positive
 
 NAMES = 1.4  # inches left of the pictures, for methods' names
 
+
 def answers_figure(dataset: Dataset, split: str, results: Mapping[tuple[str, str], Mapping],
                    samples: Sequence[Sample], methods: Sequence[str], top: int = 10) -> Figure:
     """For each query a row per method: the query with R_Q, then the method's strongest answers with box and score.

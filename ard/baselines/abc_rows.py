@@ -37,8 +37,8 @@ class AbCSettings:
     published or earlier values. Notebook 23 asks what changes of them are worth. ConfigError: no such encoder."""
 
     mappers: AbCConfig = field(default_factory=AbCConfig)
-    crop_regularisation: dict[str, float] = field(default_factory=lambda: {"efficientnet": 0.5})  # by encoder, instead of the
-    # mappers' own where both sides are crops
+    # by encoder, instead of the mappers' own, where both sides are crops
+    crop_regularisation: dict[str, float] = field(default_factory=lambda: {"efficientnet": 0.5})
     augment: Literal["none", "mild", "strong"] = "mild"  # of training pictures before they are encoded; as published
     copies: int = 4  # augmented copies of each training picture; published: a new one each time
     vae_grid: int = 4  # cells a side that latents are averaged over
