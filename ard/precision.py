@@ -1,4 +1,6 @@
-"""Where bfloat16 is worth having: a processor without instructions for it computes the same 20 to 80 times slower."""
+"""Where bfloat16 is worth having: a processor without instructions for it took 35 times as long for a convolution as in
+float32, 80 times for a linear layer.
+"""
 
 from __future__ import annotations
 

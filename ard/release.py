@@ -40,7 +40,7 @@ def keep_asked(made: Dataset, folder: str | Path, per_exemplar: int) -> Dataset:
 
     The folder can be moved: all files lie in its images/ and queries/.
     """
-    folder, samples = Path(folder), asked_samples(made, "test", per_exemplar)
+    folder = Path(folder)
 
     def moved(file: str, kind: str) -> str:
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,8 @@ def keep_asked(made: Dataset, folder: str | Path, per_exemplar: int) -> Dataset:
         return f"{kind}/{Path(file).name}"
 
     scenes = {image.file: moved(image.file, "images") for image in made.gallery["test"]}
-    samples = tuple(replace(s, query_file=moved(s.query_file, "queries"), exemplar_file=scenes[s.exemplar_file]) for s in samples)
+    samples = tuple(replace(s, query_file=moved(s.query_file, "queries"), exemplar_file=scenes[s.exemplar_file])
+                    for s in asked_samples(made, "test", per_exemplar))
     kept = Dataset(folder, {"test": samples}, {"test": _renamed(made.gallery["test"], scenes)})
     kept.save()
     return kept
