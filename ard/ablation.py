@@ -22,6 +22,7 @@ from ard.detector.phases import PhaseData, train_phase1, train_phase2
 from ard.detector.rendered_pairs import joined
 from ard.detector.train import TrainSettings
 from ard.detector.variants import AS_USED, Variant, VariantMethod, fuse_late
+from ard.detector.whitening import give_likeness
 from ard.files import Ledger, sha256_bytes
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import evaluate, values
@@ -64,10 +65,10 @@ def learn(start: str | Path, positives: Callable[[Variant], PhaseData], pairs: C
         raise ValueError("ablation: rendered pairs are made with the right boxes; "
                          "set phase1.rendered to 0 beside variant.query_box")
     places, model, data = folders(folder, settings), load_detector(start), positives(variant)
-    if first["likeness"]:
-        model.add_likeness(first["seed"])
-    fuse_late(model, variant.fused_layers)
     shown = joined(data, variant.data(pairs(first["rendered"]))) if first["rendered"] else data
+    if first["likeness"]:
+        give_likeness(model, shown, first["whitening"], first["seed"])
+    fuse_late(model, variant.fused_layers)
     train_phase1(model, shown, names, _training(first, first["batch_size"]), places[0],
                  *(first[key] for key in ("other_names", "rivals", "absent")), **variant.told)
     model.config.score_rule = first["score_rule"]

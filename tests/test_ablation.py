@@ -14,7 +14,7 @@ from tests.detector.conftest import phase_data, toy  # noqa: F401
 from tests.toy_attribution import tiny_detector, toy_dataset
 
 BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0, "losses": "groundingdino",
-                   "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "clip": 1.0, "autocast": False, "score_rule": "mean",
+                   "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "whitening": 0.0, "clip": 1.0, "autocast": False, "score_rule": "mean",
                    "seed": 0, "validate_every": 7},
         "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
                    "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0},
