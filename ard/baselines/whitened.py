@@ -21,7 +21,7 @@ from ard.baselines.registry import Entry
 from ard.baselines.rendered_crops import rendered_crops
 from ard.config import from_dict
 from ard.detector.features import IMAGE_SIZE, image_features, region_vectors
-from ard.detector.whitening import within_covariance
+from ard.detector.whitening import whitener
 from ard.files import kept_arrays
 from ard.generator import redraws
 from ard.records import Dataset
@@ -30,7 +30,7 @@ from ard.world import World
 
 @dataclass(frozen=True)
 class WhitenedSettings:
-    shrinkage: float = 3.0  # as in `within_covariance`; ARD's
+    shrinkage: float = 3.0  # as in `whitener`; ARD's
     rendered: int = 1500  # base individuals whose crops join AD+, two queries each; ARD's. 0: AD+ alone
     redraw: tuple[float, float] = (0.2, 0.6)  # shares of the noise's way from which every second query is drawn again; ARD's
     seed: int = 0  # of the rendered individuals
@@ -46,8 +46,7 @@ def whitening(real: np.ndarray, synthetic: np.ndarray, owner: np.ndarray, shrink
     """The map of region vectors under which pairs look most alike, from what `pair_features` gives of them."""
     centre, spread = real[0].mean(0), real[0].std(0).clip(1e-3)
     vectors = (np.concatenate([real[0], synthetic[0]]) - centre) / spread
-    covariance = within_covariance(torch.from_numpy(vectors), np.concatenate([np.arange(len(real[0])), owner]), shrinkage)
-    white = torch.linalg.cholesky(torch.linalg.inv(covariance)).numpy()
+    white = whitener(torch.from_numpy(vectors), np.concatenate([np.arange(len(real[0])), owner]), shrinkage).numpy()
     return lambda features: (features - centre) / spread @ white
 
 

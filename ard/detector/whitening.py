@@ -43,12 +43,17 @@ def whiten_likeness(model: AttributionGroundingDinoForObjectDetection, data: Pha
                         for vectors in (_exemplars(data, individuals, first), data.queries))
     everything = torch.cat([sources, queries], 1)  # both mirrorings of an individual are the same one
     whose = np.tile(np.concatenate([np.arange(len(individuals)), owner]), 2)
-    white = torch.linalg.cholesky(torch.linalg.inv(within_covariance(everything.flatten(0, 1), whose, shrinkage)))
+    white = whitener(everything.flatten(0, 1), whose, shrinkage)
     unit = F.normalize(everything.flatten(0, 1) @ white, dim=-1)
     longest = torch.linalg.eigh(unit.T @ unit).eigenvectors[:, -head.project.out_features :]
     del head.project.weight  # a parameter; what is measured is none, so training leaves it alone
     head.project.register_buffer("weight", (white @ longest).T.contiguous())
     _fit_logits(head, queries[0], sources[0], owner, np.array(data.names))
+
+
+def whitener(vectors: Tensor, owners: np.ndarray, shrinkage: float) -> Tensor:
+    """Matrix (D, D): vectors times it have the identity as their `within_covariance` without shrinkage, less so with more."""
+    return torch.linalg.cholesky(torch.linalg.inv(within_covariance(vectors, owners, shrinkage)))
 
 
 def within_covariance(vectors: Tensor, owners: np.ndarray, shrinkage: float) -> Tensor:

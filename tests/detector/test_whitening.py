@@ -72,6 +72,13 @@ def test_the_covariance_is_the_one_around_each_owner_s_mean():
     assert np.allclose(found, plain + 2 * np.trace(plain) / 4 * np.eye(4), atol=1e-5)
 
 
+def test_whitened_vectors_vary_alike_in_all_directions():
+    rng = np.random.default_rng(0)
+    vectors, owners = torch.from_numpy(rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4))).float(), rng.integers(6, size=60)
+    found = whitening.within_covariance(vectors @ whitening.whitener(vectors, owners, 0.0), owners, 0.0)
+    assert torch.allclose(found, torch.eye(4), atol=1e-4)
+
+
 def test_the_source_is_read_in_its_own_box(phase_data):
     found = whitening._exemplars(phase_data, np.arange(12), np.arange(12))
     assert torch.allclose(found, phase_data.queries.float(), atol=1e-2), "the toy's queries are read from R_X itself"
