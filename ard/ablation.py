@@ -1,39 +1,31 @@
-"""The ablation table: both phases of the AR detector with some settings changed, each row asked the same validation queries.
+"""The ablation table: what is changed in the detector, row by row, and what each setting is worth.
 
-Between the notebooks 06, 07, whose settings a row changes, and the table that says what each setting is worth. The test
-split is never read here.
+Between `ard.ablated`, which trains and asks a row, and the notebook 20. A row is kept by a hash of all that it depends on, so
+another row in params.yaml trains that row alone. The test split is never read here.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from ard.ablated import MEASURES, PHASES, WATCHED, Settings, variant_of
 from ard.baselines.methods import pick_queries
 from ard.config import ConfigError, nearest
-from ard.detector.features import FeatureCache
-from ard.detector.model import AttributionGroundingDinoForObjectDetection, load_detector
-from ard.detector.phases import PhaseData, train_phase1, train_phase2
-from ard.detector.rendered_pairs import joined
-from ard.detector.train import TrainSettings
-from ard.detector.variants import AS_USED, Variant, VariantMethod, fuse_late
-from ard.detector.whitening import give_likeness
-from ard.files import Ledger, sha256_bytes
+from ard.detector.model import AttributionGroundingDinoForObjectDetection
+from ard.detector.variants import Variant
+from ard.files import Ledger, sha256_tree, write_jsonl
 from ard.intervals import bootstrap_mean, paired_difference
-from ard.metrics import evaluate, values
-from ard.precision import computes_bfloat16
+from ard.provenance import code_reached, digest
 from ard.records import Dataset, Sample
 
-Settings = Mapping[str, Mapping[str, Any]]  # of the sections `phase1` and `phase2` of params.yaml, and of a `variant`
-PHASES = ("ARD-", "ARD")
-MEASURES = ("recall_1", "recall_1_ungated", "recall_5", "recall_10", "same_class_recall_1", "box_acc")
-UNTRAINED = ("score_rule", "samples", "validate_queries", "validate_every", "calibration_queries")  # no weight depends on them
+ROOT = Path(__file__).resolve().parents[1]  # of the repository, whose code is hashed
 AGAINST = "against"  # names, among a row's changes, the row it is compared with
+READ = ("mini-coco", "queries", "world", "models/generator", "models/exemplar_prompted")  # folders of data a row depends on
+Hits = Mapping[str, Mapping[str, Sequence[float]]]  # of `ard.ablated.hits`
 
 
 def changed_settings(base: Settings, changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -52,86 +44,53 @@ def changed_settings(base: Settings, changes: Mapping[str, Any]) -> dict[str, di
     return made
 
 
-def learn(start: str | Path, positives: Callable[[Variant], PhaseData], pairs: Callable[[int], PhaseData], settings: Settings,
-          names: Sequence[str], folder: str | Path) -> AttributionGroundingDinoForObjectDetection:
-    """The detector after both phases from the exemplar-prompted detector in `start`, as 06 and 07 train it.
-
-    positives: AD+ train as a variant reads it. pairs: so many rendered individuals as AD+ (`rendered_pairs`), called only
-    where the settings want them. folder: checkpoints; a killed run goes on, and rows of the same first phase share it.
-    ValueError where rendered pairs are wanted with boxes that are not theirs.
-    """
-    first, second, variant = settings["phase1"], settings["phase2"], variant_of(settings)
-    if first["rendered"] and variant.query_box != "right":
-        raise ValueError("ablation: rendered pairs are made with the right boxes; "
-                         "set phase1.rendered to 0 beside variant.query_box")
-    places, model, data = folders(folder, settings), load_detector(start), positives(variant)
-    shown = joined(data, variant.data(pairs(first["rendered"]))) if first["rendered"] else data
-    if first["likeness"]:
-        give_likeness(model, shown, first["whitening"], first["seed"])
-    fuse_late(model, variant.fused_layers)
-    train_phase1(model, shown, names, _training(first, first["batch_size"]), places[0],
-                 *(first[key] for key in ("other_names", "rivals", "absent")), **variant.told)
-    model.config.score_rule = first["score_rule"]
-    train_phase2(model, data, _training(second, second["positives"]), places[1],
-                 *(second[key] for key in ("k", "lambda_cls", "lambda_reg", "adapter")),
-                 negatives=variant.negatives, objective=variant.objective, **variant.told)
-    return model.eval()
-
-
-def variant_of(settings: Settings) -> Variant:
-    """What the section `variant` says, if there is one."""
-    return Variant(**settings.get("variant", {}))
-
-
-def folders(folder: str | Path, settings: Settings) -> tuple[Path, Path]:
-    """Where the checkpoints of the two phases lie: one place for each set of settings that the phase's weights depend on."""
-    first, second = ({key: value for key, value in settings[phase].items() if key not in UNTRAINED}
-                     for phase in ("phase1", "phase2"))
-    rule, changed = settings["phase1"]["score_rule"], _changed(variant_of(settings))
-    late = {key: changed.pop(key) for key in ("negatives", "objective") if key in changed}  # of phase 2 alone
-    if late:
-        late["score_rule"] = rule  # which images are mined, and what a ranking is of
-    parts = [first, changed] if changed else first, [first, second, *([changed, late] if changed or late else [])]
-    return tuple(Path(folder) / sha256_bytes(json.dumps(part, sort_keys=True).encode())[:12] for part in parts)
-
-
-def _changed(variant: Variant) -> dict[str, Any]:
-    return {key: value for key, value in vars(variant).items() if value != getattr(AS_USED, key)}
-
-
-def _training(section: Mapping[str, Any], batch_size: int) -> TrainSettings:
-    same = ("steps", "learning_rate", "schedule", "warmup", "losses", "clip", "seed")
-    half = section.get("autocast", False) and computes_bfloat16()
-    return TrainSettings(batch_size=batch_size, autocast=half, **{key: section[key] for key in same if key in section})
-
-
 def validation_samples(dataset: Dataset, per_exemplar: int) -> tuple[Sample, ...]:
     """`per_exemplar` validation queries of each exemplar; 0 is all."""
     return tuple(pick_queries(dataset.samples["val"], per_exemplar or None))
 
 
-def hits(model: AttributionGroundingDinoForObjectDetection, dataset: Dataset, samples: Sequence[Sample], cache: FeatureCache,
-         variant: Variant = AS_USED) -> dict[str, dict[str, list[float]]]:
-    """{"ARD-", "ARD"} -> measure -> a value for each of the validation `samples`, in their order."""
-    method, gallery, found = VariantMethod(model, variant, cache), dataset.open_gallery("val"), {}
-    both = {s.sample_id: method.rank_both(dataset.query(s), gallery) for s in tqdm(samples, desc="ablation", mininterval=5)}
-    for phase in PHASES:
-        by_id = {o.facts.sample.sample_id: o for o in evaluate({i: a[phase] for i, a in both.items()}, dataset, "val")}
-        measured = values([by_id[s.sample_id] for s in samples], gated=True)
-        found[phase] = {name: [float(v) for v in measured[name]] for name in MEASURES}
-    return found
-
-
-def run_rows(rows: Mapping[str, Mapping[str, Any]], base: Settings, ledger: Ledger,
+def run_rows(rows: Mapping[str, Mapping[str, Any]], base: Settings, ledger: Ledger, shared: object,
              train: Callable[[Settings], AttributionGroundingDinoForObjectDetection],
-             ask: Callable[[AttributionGroundingDinoForObjectDetection, Variant], dict]) -> dict[str, dict]:
-    """{row: hits}, in the order of `rows` (row -> changes of settings); a row that stands in the ledger is not run again."""
+             ask: Callable[[AttributionGroundingDinoForObjectDetection, Variant], Hits]) -> dict[str, Hits]:
+    """{row: hits}, in the order of `rows` (row -> changes of settings). A row that stands in the ledger under its `mark` is
+    not run again; one that is no longer wanted is dropped from it.
+
+    shared: JSON that all rows depend on beside code and settings, as `shared_by_rows` gives it.
+    """
     wanted = {name: row_settings(base, row) for name, row in rows.items()}  # all wrong keys before any training
     references(rows)
+    marks = {name: mark(settings, shared) for name, settings in wanted.items()}
     for name, settings in wanted.items():
-        if name not in ledger:
-            ledger.add(name, hits=ask(train(settings), variant_of(settings)))
-    return {name: ledger[name]["hits"] for name in rows}
+        if marks[name] not in ledger:
+            ledger.add(marks[name], row=name, hits=packed(ask(train(settings), variant_of(settings))))
+    kept = {name: ledger[key]["hits"] for name, key in marks.items()}
+    write_jsonl(ledger.path, [{"key": marks[name], "row": name, "hits": hits} for name, hits in kept.items()])
+    return {name: unpacked(hits) for name, hits in kept.items()}
+
+
+def mark(settings: Settings, shared: object) -> str:
+    """Hash of all that decides what a row answers: its settings, the code that trains and asks it, and what rows share."""
+    told = {section: {k: v for k, v in values.items() if k not in WATCHED} for section, values in settings.items()}
+    return digest([told, code_reached("import ard.ablated", ROOT), shared])[:16]
+
+
+def shared_by_rows(samples: Sequence[Sample], data: str | Path = "data") -> list:
+    """What is read and whom is asked: {folder of `data`: hash} and the ids of the queries in their order."""
+    return [{name: sha256_tree(Path(data, name)) for name in READ}, [s.sample_id for s in samples]]
+
+
+def packed(hits: Hits) -> dict[str, dict[str, str]]:
+    """Hits as one digit a query, right (1) or wrong (0): small, and easy to read.
+
+    >>> packed({"ARD": {"recall_1": [1.0, 0.0]}})
+    {'ARD': {'recall_1': '10'}}
+    """
+    return {phase: {name: "".join(str(int(v)) for v in found[name]) for name in found} for phase, found in hits.items()}
+
+
+def unpacked(hits: Mapping[str, Mapping[str, str]]) -> Hits:
+    """The hits that were `packed`."""
+    return {phase: {name: [float(v) for v in found[name]] for name in found} for phase, found in hits.items()}
 
 
 def references(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

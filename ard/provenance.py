@@ -101,14 +101,19 @@ def _imports(source: str, package: str) -> list[str]:
 
 def code_of(notebook: PathLike, root: PathLike = ".") -> dict[str, str]:
     """{file: sha256 of its meaning} for a notebook's code cells and the ard modules and packaged data it reaches."""
-    source, root = notebook_source(notebook), Path(root)
+    source = notebook_source(notebook)
+    return {Path(notebook).name: sha256_bytes(source.encode()), **code_reached(source, root)}
+
+
+def code_reached(source: str, root: PathLike = ".") -> dict[str, str]:
+    """{file: sha256 of its meaning} for the ard modules that `source` reaches, but plumbing, and the data beside them."""
+    root = Path(root)
     modules = [name for name in reached(source, root) if name not in PLUMBING]
     hashes = {name: sha256_bytes(meaning((root / name).read_text(encoding="utf-8")).encode()) for name in modules}
     packages = [root / name for name in modules if name.endswith("/__init__.py")]
     beside = [path for package in packages for path in package.parent.iterdir()]
     data = [path for path in beside if path.is_file() and path.suffix not in CODE]
-    hashes |= {path.relative_to(root).as_posix(): sha256_file(path) for path in data}
-    return {Path(notebook).name: sha256_bytes(source.encode()), **hashes}
+    return hashes | {path.relative_to(root).as_posix(): sha256_file(path) for path in data}
 
 
 def digest(value: object) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ard import ablation
+from ard import ablated, ablation
 from ard.config import ConfigError
 from ard.detector.features import FeatureCache
 from ard.detector.variants import Variant
@@ -29,25 +29,73 @@ def dataset(tmp_path_factory):
 def test_a_wrong_key_is_refused_before_any_row_is_trained(tmp_path):
     rows, trained = {"as used": {}, "typo": {"phase1.rival": 0}}, []
     with pytest.raises(ConfigError, match="phase1.rival.*did you mean 'phase1.rivals'"):
-        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), lambda s: trained.append(s), lambda m, v: {})
+        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), "", lambda s: trained.append(s), lambda m, v: {})
     assert not trained and BASE["phase1"]["rivals"] == 1
 
 
-def test_rows_that_are_done_are_not_trained_again(tmp_path):
-    rows, trained = {"a": {}, "b": {"phase1.rivals": 0}, "c": {"phase2.k": 6}}, []
+def answered(value):
+    return {phase: {name: [float(value), 0.0, 1.0] for name in ablated.MEASURES} for phase in ablated.PHASES}
+
+
+def asking(tmp_path, rows, base=BASE, shared="the same", stop_after=None):
+    """Rows run as the notebook runs them, with detectors that are their settings; (hits, names of what was trained)."""
+    trained = []
 
     def train(settings):
-        if len(trained) == 2:
-            trained.append(None)
+        if len(trained) == stop_after:
             raise KeyboardInterrupt
         trained.append((settings["phase1"]["rivals"], settings["phase2"]["k"]))
-        return trained[-1]
+        return settings
 
+    def ask(model, variant):
+        return answered(model["phase1"]["rivals"])
+
+    return lambda: ablation.run_rows(rows, base, Ledger(tmp_path / "l"), shared, train, ask), trained
+
+
+def test_rows_that_are_done_are_not_trained_again(tmp_path):
+    rows = {"a": {}, "b": {"phase1.rivals": 0}, "c": {"phase2.k": 6}}
+    run, trained = asking(tmp_path, rows, stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model, v: {"of": list(model)})
-    found = ablation.run_rows(rows, BASE, Ledger(tmp_path / "l"), train, lambda model, v: {"of": list(model)})
-    assert trained == [(1, 2), (0, 2), None, (1, 6)]
-    assert found == {"a": {"of": [1, 2]}, "b": {"of": [0, 2]}, "c": {"of": [1, 6]}}
+        run()
+    assert trained == [(1, 2), (0, 2)]
+    run, trained = asking(tmp_path, rows)
+    found = run()
+    assert trained == [(1, 6)]
+    assert found == {"a": answered(1), "b": answered(0), "c": answered(1)}
+    assert asking(tmp_path, rows)[0]() == found
+
+
+def test_only_what_changed_is_trained_again(tmp_path):
+    rows = {"a": {}, "b": {"phase1.rivals": 0}}
+    asking(tmp_path, rows)[0]()
+
+    def trained(*arguments, **told):
+        run, trained = asking(tmp_path, *arguments, **told)
+        run()
+        return trained
+
+    assert trained({"b, by another name": rows["b"], "a": {}}) == []
+    assert trained({**rows, "c": {"phase2.k": 6}}) == [(1, 6)]
+    assert trained(rows) == [] and trained({**rows, "c": {"phase2.k": 6}}) == [(1, 6)], "a row not wanted was dropped"
+    watched = {**BASE, "phase1": {**BASE["phase1"], "validate_every": 9}}
+    assert trained(rows, base=watched) == [], "nothing here depends on how often 06 looks"
+    assert trained(rows, base={**BASE, "phase1": {**BASE["phase1"], "steps": 3}}) == [(1, 2), (0, 2)]
+    assert trained(rows, shared="other pictures") == [(1, 2), (0, 2)]
+
+
+def test_a_row_depends_on_code_and_pictures(tmp_path, monkeypatch, dataset):
+    before = ablation.mark(BASE, 1)
+    assert ablation.mark(BASE, 1) == before != ablation.mark(BASE, 2)
+    read = ablation.code_reached("import ard.ablated", ablation.ROOT)
+    assert {"ard/ablated.py", "ard/detector/phases.py", "ard/detector/whitening.py"} <= set(read) and "ard/ablation.py" not in read
+    monkeypatch.setattr(ablation, "code_reached", lambda source, root: {**read, "ard/ablated.py": "edited"})
+    assert ablation.mark(BASE, 1) != before
+    samples = ablation.validation_samples(dataset, 1)
+    (tmp_path / "world").mkdir()
+    shared = ablation.shared_by_rows(samples, tmp_path)
+    (tmp_path / "world" / "a").write_text("a picture")
+    assert shared != ablation.shared_by_rows(samples, tmp_path) != ablation.shared_by_rows(samples[1:], tmp_path)
 
 
 def test_a_row_is_compared_with_the_one_it_names():
@@ -63,7 +111,7 @@ def test_differences_are_paired_with_the_first_row(dataset):
     right = (rng.random(len(samples)) < 0.5).astype(float)
 
     def phases(shift):
-        same = {name: list(right) for name in ablation.MEASURES}
+        same = {name: list(right) for name in ablated.MEASURES}
         return {"ARD-": same, "ARD": {**same, "recall_1": list(np.clip(right - shift, 0, 1))}}
 
     against = ablation.references({"as used": {}, "worse": {}})
@@ -77,14 +125,14 @@ def test_differences_are_paired_with_the_first_row(dataset):
 def test_hits_are_in_the_order_of_the_samples(dataset):
     samples = ablation.validation_samples(dataset, 0)
     model, cache = tiny_detector(), FeatureCache()
-    whole = ablation.hits(model, dataset, samples, cache)
-    back = ablation.hits(model, dataset, samples[::-1], cache)
-    assert whole.keys() == {"ARD-", "ARD"} and set(whole["ARD"]) == set(ablation.MEASURES)
+    whole = ablated.hits(model, dataset, samples, cache)
+    back = ablated.hits(model, dataset, samples[::-1], cache)
+    assert whole.keys() == {"ARD-", "ARD"} and set(whole["ARD"]) == set(ablated.MEASURES)
     assert all(whole[p][m] == back[p][m][::-1] and len(whole[p][m]) == len(samples) for p in whole for m in whole[p])
 
 
 def test_what_is_switched_off_is_not_trained(dataset, phase_data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ablation, "load_detector", lambda folder: tiny_detector())
+    monkeypatch.setattr(ablated, "load_detector", lambda folder: tiny_detector())
 
     def pairs(count):
         raise AssertionError("no rendered pairs were wanted")
@@ -93,26 +141,26 @@ def test_what_is_switched_off_is_not_trained(dataset, phase_data, tmp_path, monk
     def positives(variant):
         return phase_data
 
-    plain = ablation.learn("", positives, pairs, paper, NAMES, tmp_path / "paper")
-    ours = ablation.learn("", positives, pairs, BASE, NAMES, tmp_path / "ours")
+    plain = ablated.learn("", positives, pairs, paper, NAMES, tmp_path / "paper")
+    ours = ablated.learn("", positives, pairs, BASE, NAMES, tmp_path / "ours")
     assert plain.likeness_head is None and ours.likeness_head is not None and plain.config.adapters
     with pytest.raises(AssertionError, match="no rendered pairs"):
-        ablation.learn("", positives, pairs, ablation.changed_settings(BASE, {"phase1.rendered": 3}), NAMES, tmp_path / "r")
+        ablated.learn("", positives, pairs, ablation.changed_settings(BASE, {"phase1.rendered": 3}), NAMES, tmp_path / "r")
 
 
 def test_rows_of_one_first_phase_train_it_once(phase_data, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ablation, "load_detector", lambda folder: tiny_detector())
-    steps, real = [], ablation.train_phase1
+    monkeypatch.setattr(ablated, "load_detector", lambda folder: tiny_detector())
+    steps, real = [], ablated.train_phase1
 
     def counted(*arguments, **told):
         log = real(*arguments, **told, watched=lambda loss_of: lambda *a: (steps.append(1), loss_of(*a))[1])
         return log
 
-    monkeypatch.setattr(ablation, "train_phase1", counted)
+    monkeypatch.setattr(ablated, "train_phase1", counted)
 
     def train(changes):
         settings = ablation.changed_settings(BASE, changes)
-        return ablation.learn("", lambda variant: phase_data, lambda count: None, settings, NAMES, tmp_path)
+        return ablated.learn("", lambda variant: phase_data, lambda count: None, settings, NAMES, tmp_path)
 
     first, other, text = train({}), train({"phase2.k": 3, "phase2.learning_rate": 0.01}), train({"phase1.score_rule": "text"})
     assert len(steps) == BASE["phase1"]["steps"] and text.config.score_rule == "text"
@@ -125,10 +173,10 @@ def test_rows_of_one_first_phase_train_it_once(phase_data, tmp_path, monkeypatch
 
 def test_what_a_phase_depends_on_has_a_folder_of_its_own(tmp_path):
     def places(changes):
-        return ablation.folders(tmp_path, ablation.changed_settings(BASE, changes))
+        return ablated.folders(tmp_path, ablation.changed_settings(BASE, changes))
 
     used = places({})
-    assert used == ablation.folders(tmp_path, {k: v for k, v in BASE.items() if k != "variant"})
+    assert used == ablated.folders(tmp_path, {k: v for k, v in BASE.items() if k != "variant"})
     assert places({"phase1.score_rule": "text"}) == used, "nothing is trained by the rule"
     for changes in ({"variant.query_box": "released"}, {"variant.parts": "text"}, {"variant.fused_layers": 1},
                     {"phase1.seed": 5}):
@@ -141,4 +189,4 @@ def test_what_a_phase_depends_on_has_a_folder_of_its_own(tmp_path):
 def test_rendered_pairs_are_not_asked_with_wrong_boxes(tmp_path):
     wrong = ablation.changed_settings(BASE, {"variant.query_box": "released", "phase1.rendered": 4})
     with pytest.raises(ValueError, match="phase1.rendered to 0"):
-        ablation.learn("", None, None, wrong, NAMES, tmp_path)
+        ablated.learn("", None, None, wrong, NAMES, tmp_path)
