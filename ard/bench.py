@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ard.backbones import freeze
 from ard.detector.criterion import detection_loss, make_targets
+from ard.detector.late import LateFusedConfig, LateFusedDetector
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
 from ard.detector.processor import AttributionProcessor
 from ard.detector.prompts import phrase_map
@@ -49,12 +50,17 @@ def cost(run: Callable[[], Any]) -> Cost:
 def build(size: str, seed: int = 0, **changes):
     """A detector with random weights, which ask for no gradient, and its processor: "mini", "T-B", "B-B" or "B-L".
 
-    `changes` go over its configuration.
+    `changes` go over its configuration; with `fused_layers` a published one fuses late.
     """
     torch.manual_seed(seed)
     if size == "mini":
         return freeze(AttributionGroundingDinoForObjectDetection(AttributionConfig(**changes))), AttributionProcessor.mini()
-    return freeze(AttributionDetector(published_config(size, **changes))), AttributionProcessor()
+    late = {"fused_layers": changes.pop("fused_layers")} if "fused_layers" in changes else {}
+    config = published_config(size, **changes)
+    if late:
+        settings = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+        return freeze(LateFusedDetector(LateFusedConfig(**settings, **late))), AttributionProcessor()
+    return freeze(AttributionDetector(config)), AttributionProcessor()
 
 
 def pair_costs(detector, processor: AttributionProcessor, side: int = 800, seed: int = 0) -> dict[str, Cost]:
@@ -109,13 +115,17 @@ def main() -> None:
 def detector(size: str = typer.Option("mini", help=f"mini, {', '.join(SIZES)}"),
              side: int = typer.Option(0, help="px of a square picture; 0: 64 for mini, 800 else"),
              fused: int = typer.Option(0, help="how many of the coarsest maps go through the fusion encoder; 0: as configured"),
+             fused_layers: int = typer.Option(0, help="how many encoder layers, the last ones, mix image and query; 0: all"),
              bf16: bool = typer.Option(False, help="bfloat16 where the machine is faster with it"),
              train: bool = typer.Option(True, help="also a training step")) -> None:
     """Operations and seconds of one pair, part by part."""
     if size not in ("mini", *SIZES):
         raise typer.BadParameter(f"expected mini or one of {', '.join(SIZES)}, found {size}")
+    if size == "mini" and fused_layers:
+        raise typer.BadParameter("only published sizes are cut where image and query first meet")
     side = side or (64 if size == "mini" else 800)
-    model, processor = build(size, **({"fused_levels": fused} if fused else {}))
+    changes = {"fused_levels": fused, "fused_layers": fused_layers}
+    model, processor = build(size, **{name: value for name, value in changes.items() if value})
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
         parts = pair_costs(model, processor, side)
         step = step_cost(model, parts["image"].result, parts["query"].result) if train else None

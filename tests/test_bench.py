@@ -59,3 +59,9 @@ def test_the_command_prints_every_row():
     for row in ("image", "match", "a pair, both sides kept", "a training step, both sides kept", "bit by bit"):
         assert row in result.output
     assert CliRunner().invoke(bench.app, ["detector", "--size", "huge"]).exit_code == 2
+    assert CliRunner().invoke(bench.app, ["detector", "--fused-layers", "1"]).exit_code == 2
+
+
+def test_a_late_one_of_a_published_size_is_built():
+    detector, _ = bench.build("T-B", fused_layers=2, num_queries=20)
+    assert len(detector.ahead) == 4 and len(detector.model.encoder.layers) == 2 and detector.config.num_queries == 20
