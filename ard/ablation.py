@@ -124,3 +124,23 @@ def ablation_table(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]
                           **{key: float(np.mean(mine[key])) for key in MEASURES[1:]},
                           "n_queries": len(samples), "n_exemplars": len(set(owners))})
     return table
+
+
+def over_seeds(found: Mapping[str, Hits], groups: Mapping[str, Sequence[str]], samples: Sequence[Sample]) -> list[dict]:
+    """A row for each group of rows that differ in their seed alone, and phase: gated Recall@1 over all trainings, its standard
+    deviation between them (`spread`, None for one), and the paired difference to the first group's same phase. Intervals
+    resample exemplars. ConfigError: a group names a row that is not there.
+    """
+    owners, table, first = [s.concept_id for s in samples], [], {}
+    for group, names in groups.items():
+        for name in names:
+            if name not in found:
+                raise ConfigError(f"ablation: group '{group}' names '{name}', which is no row; {nearest(name, list(found))}")
+        for phase in PHASES:
+            trained = np.array([found[name][phase]["recall_1"] for name in names])
+            each = trained.mean(0)
+            mean, gap = bootstrap_mean(each, owners), paired_difference(each, first.setdefault(phase, each), owners)
+            table.append({"settings": group, "method": phase, "trainings": len(names), "recall_1": mean.mean, "ci_low": mean.low,
+                          "ci_high": mean.high, "spread": float(trained.mean(1).std(ddof=1)) if len(names) > 1 else None,
+                          "difference": gap.mean, "difference_low": gap.low, "difference_high": gap.high})
+    return table

@@ -63,6 +63,19 @@ def ablations(rows: str) -> str:
     return "\n".join(lines)
 
 
+def seeds(rows: str) -> str:
+    """The Markdown of what was trained with more than one seed, from the text of seeds.csv."""
+    lines = ["| settings | phase | trainings | gated Recall@1 [95%] | between trainings | paired difference to the first [95%] |",
+             "|" + " --- |" * 6]
+    found = _rows(rows)
+    for row in ({key: value if key == "trainings" else _short(value) for key, value in row.items()} for row in found):
+        gap = "" if row["settings"] == found[0]["settings"] else \
+            f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
+        lines.append(f"| {row['settings']} | {row['method']} | {row['trainings']} | {row['recall_1']} [{row['ci_low']}, "
+                     f"{row['ci_high']}] | {row['spread']} | {gap} |")
+    return "\n".join(lines)
+
+
 def arena(table: str, timings: str | None = None) -> str:
     """The Markdown of every other method, from the text of the arena's table2.csv and of what each cost (JSON by method).
 
@@ -140,7 +153,7 @@ def study(table: str) -> str:
 PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
          "release": (("data/tables/release.csv",), release),
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
-         "ablations": (("data/ablations/rows.csv",), ablations),
+         "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

@@ -122,6 +122,24 @@ def test_differences_are_paired_with_the_first_row(dataset):
     assert table[3]["recall_1"] == 0 and table[3]["same_class_recall_1"] == pytest.approx(right.mean())
 
 
+def test_trainings_of_the_same_settings_are_taken_together(dataset):
+    samples = ablation.validation_samples(dataset, 0)
+    rng = np.random.default_rng(1)
+    right = {name: (rng.random(len(samples)) < share).astype(float) for name, share in
+             {"a": 0.9, "a seed 1": 0.7, "b": 0.3, "b seed 1": 0.2}.items()}
+    found = {name: {phase: {"recall_1": list(hits)} for phase in ablated.PHASES} for name, hits in right.items()}
+    rows = ablation.over_seeds(found, {"a": ["a", "a seed 1"], "b": ["b", "b seed 1"], "one": ["a"]}, samples)
+    assert [(r["settings"], r["method"], r["trainings"]) for r in rows[:3]] == [("a", "ARD-", 2), ("a", "ARD", 2), ("b", "ARD-", 2)]
+    shares = [right["a"].mean(), right["a seed 1"].mean()]
+    assert rows[0]["recall_1"] == pytest.approx(np.mean(shares)) and rows[0]["difference"] == 0
+    assert rows[0]["spread"] == pytest.approx(abs(shares[0] - shares[1]) / np.sqrt(2)) and rows[4]["spread"] is None
+    gap = np.mean([right["b"], right["b seed 1"]]) - np.mean(shares)
+    assert rows[2]["difference"] == pytest.approx(gap)
+    assert rows[2]["difference_low"] <= rows[2]["difference"] <= rows[2]["difference_high"]
+    with pytest.raises(ConfigError, match="'b seed 2', which is no row; did you mean 'b seed 1'"):
+        ablation.over_seeds(found, {"b": ["b", "b seed 2"]}, samples)
+
+
 def test_hits_are_in_the_order_of_the_samples(dataset):
     samples = ablation.validation_samples(dataset, 0)
     model, cache = tiny_detector(), FeatureCache()

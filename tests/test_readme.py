@@ -50,6 +50,13 @@ def test_rows_made_elsewhere_stand_before_ours_with_their_command():
     assert names[2:] == ["chance", "ARD (paper)", "ARD-", "ARD"] and text.count("21_diagnostics") == 1
 
 
+def test_trainings_with_several_seeds_are_shown_against_the_first():
+    cells = "settings,method,trainings,recall_1,ci_low,ci_high,spread,difference,difference_low,difference_high"
+    text = readme.seeds(f"{cells}\nas used,ARD,3,.8,.7,.9,.02,0,0,0\npaper,ARD,1,.1,.05,.2,,-.7,-.8,-.6\n")
+    assert "| as used | ARD | 3 | 0.800 [0.700, 0.900] | 0.020 |  |" in text
+    assert "| paper | ARD | 1 | 0.100 [0.050, 0.200] | – | -0.700 [-0.800, -0.600] |" in text
+
+
 def test_ablations_stand_between_their_own_markers():
     cells = "row,method,recall_1,ci_low,ci_high,against,difference,difference_low,difference_high,recall_5,same_class_recall_1"
     rows = (f"{cells}\nas used,ARD-,1,1,1,as used,0,0,0,1,1\nas used,ARD,.5,.4,.6,as used,0,0,0,.9,.7\n"
