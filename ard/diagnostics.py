@@ -37,8 +37,8 @@ def other_name(sample: Sample, names: Sequence[str]) -> str:
 def moved_box(box, width: float, height: float) -> tuple[float, float, float, float]:
     """The box pushed into the corner of its picture where least of it stays: same size, xyxy pixels.
 
-    >>> moved_box((0, 0, 20, 30), 64, 64)
-    (44.0, 34.0, 64.0, 64.0)
+    >>> moved_box((0, 0, 40, 50), 64, 64)
+    (24.0, 14.0, 64.0, 64.0)
     """
     x0, y0, x1, y1 = map(float, box)
     w, h = x1 - x0, y1 - y0
