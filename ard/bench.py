@@ -55,12 +55,10 @@ def build(size: str, seed: int = 0, **changes):
     torch.manual_seed(seed)
     if size == "mini":
         return freeze(AttributionGroundingDinoForObjectDetection(AttributionConfig(**changes))), AttributionProcessor.mini()
-    late = {"fused_layers": changes.pop("fused_layers")} if "fused_layers" in changes else {}
+    fused_layers = changes.pop("fused_layers", 0)
     config = published_config(size, **changes)
-    if late:
-        settings = {key: value for key, value in config.to_dict().items() if key != "model_type"}
-        return freeze(LateFusedDetector(LateFusedConfig(**settings, **late))), AttributionProcessor()
-    return freeze(AttributionDetector(config)), AttributionProcessor()
+    detector = LateFusedDetector(LateFusedConfig.of(config, fused_layers)) if fused_layers else AttributionDetector(config)
+    return freeze(detector), AttributionProcessor()
 
 
 def pair_costs(detector, processor: AttributionProcessor, side: int = 800, seed: int = 0) -> dict[str, Cost]:

@@ -23,6 +23,11 @@ class LateFusedConfig(AttributionDetectorConfig):
 
     fused_layers: int = 1
 
+    @classmethod
+    def of(cls, config: AttributionDetectorConfig, fused_layers: int) -> "LateFusedConfig":
+        """The settings of `config`, fused in the last layers only."""
+        return cls(**{key: value for key, value in config.to_dict().items() if key != "model_type"}, fused_layers=fused_layers)
+
 
 @dataclass(frozen=True, eq=False)
 class Ahead:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ard.bench import pair_costs
+from ard.bench import pair_costs, step_cost
 from ard.detector.late import LateFusedConfig, LateFusedDetector
 from ard.detector.processor import AttributionProcessor
 from ard.detector.published import AttributionDetector
@@ -24,9 +24,8 @@ def shaken(model):
 
 
 def late(fused_layers=1, **changes):
-    config = small_config(encoder_layers=3, **changes).to_dict()
-    config.pop("model_type")
-    return LateFusedDetector(LateFusedConfig(**config, fused_layers=fused_layers)).eval().requires_grad_(False)
+    config = LateFusedConfig.of(small_config(encoder_layers=3, **changes), fused_layers)
+    return LateFusedDetector(config).eval().requires_grad_(False)
 
 
 def same_weights(whole, fused_layers, **changes):
@@ -75,6 +74,7 @@ def test_a_pair_costs_what_stands_behind_the_first_fusion():
     whole = AttributionDetector(small_config(encoder_layers=3)).eval().requires_grad_(False)
     every, two, one = (pair_costs(model, PROCESSOR, side=96) for model in (whole, late(2), late(1)))
     assert every["match"].gflop > two["match"].gflop > one["match"].gflop
+    assert step_cost(late(1), one["image"].result, one["query"].result).seconds > 0
     assert every["image"].gflop < two["image"].gflop < one["image"].gflop, "what a pair no longer pays, a picture pays once"
 
 
