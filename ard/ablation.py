@@ -24,7 +24,8 @@ from ard.records import Dataset, Sample
 
 ROOT = Path(__file__).resolve().parents[1]  # of the repository, whose code is hashed
 AGAINST = "against"  # names, among a row's changes, the row it is compared with
-READ = ("mini-coco", "queries", "world", "models/generator", "models/exemplar_prompted")  # folders of data a row depends on
+# folders of data that a row depends on
+READ = ("mini-coco", "queries", "collection", "world", "models/generator", "models/exemplar_prompted")
 Hits = Mapping[str, Mapping[str, Sequence[float]]]  # of `ard.ablated.hits`
 
 

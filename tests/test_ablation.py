@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ard import ablated, ablation
-from ard.config import ConfigError
+from ard.config import ConfigError, read_yaml
 from ard.detector.features import FeatureCache
 from ard.detector.variants import Variant
 from ard.files import Ledger
@@ -96,6 +96,11 @@ def test_a_row_depends_on_code_and_pictures(tmp_path, monkeypatch, dataset):
     shared = ablation.shared_by_rows(samples, tmp_path)
     (tmp_path / "world" / "a").write_text("a picture")
     assert shared != ablation.shared_by_rows(samples, tmp_path) != ablation.shared_by_rows(samples[1:], tmp_path)
+
+
+def test_a_row_depends_on_all_data_that_its_stage_reads():
+    stage = read_yaml(ablation.ROOT / "ablations" / "dvc.yaml")["stages"]["20_ablations"]
+    assert {dep.removeprefix("data/") for dep in stage["deps"] if dep.startswith("data/")} == set(ablation.READ)
 
 
 def test_a_row_is_compared_with_the_one_it_names():

@@ -75,7 +75,7 @@ class LateFusedDetector(AttributionDetector):
                 reference_points=points,
                 **place,
             )
-        return Ahead(scene._replace(tokens=tokens if not fine else torch.cat([scene.tokens[:, :fine], tokens], 1)))
+        return Ahead(scene._replace(tokens=torch.cat([scene.tokens[:, :fine], tokens], 1)))
 
     def prompt(self, prompts: Sequence) -> Prompt:
         """Captions whose `text` holds all tokens at the common width, behind the query's side of the layers ahead."""
