@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import oxipng
 from nbformat import NotebookNode
 from PIL import Image
 
@@ -176,8 +177,8 @@ def _light(picture: str, limit: int = 4_000) -> str:
     if len(data) <= limit or (drawn := Image.open(io.BytesIO(data))).mode == "P" and drawn.getcolors(COLOURS):
         return picture
     buffer = io.BytesIO()
-    drawn.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode() + "\n"
+    drawn.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG")
+    return base64.b64encode(oxipng.optimize_from_memory(buffer.getvalue(), level=4)).decode() + "\n"
 
 
 def _metadata() -> NotebookNode:
