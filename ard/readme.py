@@ -1,5 +1,5 @@
-"""`python -m ard.readme`: writes Table 2 on both test sets, the arena and what stands beside it, the ablations and the
-diagnostics into README.md between their markers, so that no number there is typed by hand.
+"""`python -m ard.readme`: writes Table 2 on both test sets, the arena and what stands beside it, the ablations, Table 3
+and the diagnostics into README.md between their markers, so that no number there is typed by hand.
 
 Reads the tables in data/ that `PARTS` names; without Table 2 the README says that there are no results yet.
 """
@@ -60,6 +60,20 @@ def ablations(rows: str) -> str:
         gap = "" if own else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
         lines.append(f"| {row['row']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['recall_5']} "
                      f"| {row['same_class_recall_1']} | {'' if own else row['against']} | {gap} |")
+    return "\n".join(lines)
+
+
+def backbones(table: str) -> str:
+    """The Markdown of the paper's Table 3, from the text of table3.csv: both phases of each pair, and ARD's distance to the last."""
+    rows = [{key: _short(value) for key, value in row.items()} for row in _rows(table)]
+    by = {(row["row"], row["method"]): row for row in rows}
+    lines = ["| frozen backbones | ARD- [95%] | ARD [95%] | box acc. | within the class | paired difference to the last [95%] |",
+             "|" + " --- |" * 6]
+    for name in dict.fromkeys(row["row"] for row in rows):
+        first, row = by[name, "ARD-"], by[name, "ARD"]
+        gap = "" if row["against"] == name else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
+        shown = " | ".join(f"{r['recall_1']} [{r['ci_low']}, {r['ci_high']}]" for r in (first, row))
+        lines.append(f"| {name} | {shown} | {row['box_acc']} | {row['same_class_recall_1']} | {gap} |")
     return "\n".join(lines)
 
 
@@ -154,6 +168,7 @@ PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.cs
          "release": (("data/tables/release.csv",), release),
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
+         "backbones": (("data/backbones/table3.csv",), backbones),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

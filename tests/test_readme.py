@@ -71,6 +71,15 @@ def test_ablations_stand_between_their_own_markers():
         readme.filled(PAGE, read)
 
 
+def test_a_pair_of_backbones_is_a_line_with_both_phases():
+    cells = "row,method,recall_1,ci_low,ci_high,against,difference,difference_low,difference_high,box_acc,same_class_recall_1"
+    rows = (f"{cells}\nlarge,ARD-,.5,.4,.6,small,.1,0,.2,1,1\nlarge,ARD,.6,.5,.7,small,.2,.1,.3,.9,.8\n"
+            "small,ARD-,.4,.3,.5,small,0,0,0,1,1\nsmall,ARD,.4,.2,.5,small,0,0,0,.7,.6\n")
+    assert readme.backbones(rows).splitlines()[2:] == [
+        "| large | 0.500 [0.400, 0.600] | 0.600 [0.500, 0.700] | 0.900 | 0.800 | 0.200 [0.100, 0.300] |",
+        "| small | 0.400 [0.300, 0.500] | 0.400 [0.200, 0.500] | 0.700 | 0.600 |  |"]
+
+
 def test_the_arena_shows_a_method_once_with_its_price():
     cells = ("method,gated,given,box_acc,recall_1,ci_low_recall_1,ci_high_recall_1,recall_10,same_class_recall_1,ard_minus,"
              "ard_minus_low,ard_minus_high,n_queries")
