@@ -1,8 +1,12 @@
 """A person's question, for the mini detector and the published one: sorted answers in the training pictures' own pixels."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+import transformers.utils.hub as hub
+from huggingface_hub import ModelCard, RepoUrl
 from PIL import Image
 
 from ard.detector.attribute import Attributor
@@ -119,3 +123,31 @@ def test_an_answer_says_how_sure_it_is_where_that_was_measured(attributor, galle
     best = answer.found[0].score
     assert answer.sure == pytest.approx(1 / (1 + np.exp(0.5) * ((1 - best) / best) ** 2), abs=1e-6)
     assert kept.attribute(gallery["cat"], BOX, "cat", {}).sure is None
+
+
+class FolderHub:
+    """A model hub that is a folder: what is committed to a repository is copied to where it can be loaded from."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def create_repo(self, repo_id, **_):
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def create_commit(self, repo_id, operations, **_):
+        for one in operations:
+            file = self.root / repo_id / one.path_in_repo
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(one.path_or_fileobj, file)
+
+
+def test_a_detector_that_was_pushed_to_a_hub_answers_as_before(attributor, gallery, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "hf_api", lambda: FolderHub(tmp_path))
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("# a card"))
+    attributor.detector.push_to_hub("someone/detector")
+    pulled = type(attributor.detector).from_pretrained(tmp_path / "someone/detector", local_files_only=True)
+    again = Attributor(pulled, attributor.processor, batch=3)
+    before, after = (a.attribute(gallery["cat"], BOX, "cat", gallery, top_k=4).found for a in (attributor, again))
+    assert [a.image_id for a in before] == [a.image_id for a in after]
+    assert [a.score for a in before] == pytest.approx([a.score for a in after], abs=1e-4)
+    assert pulled.state_dict().keys() == attributor.detector.state_dict().keys()
