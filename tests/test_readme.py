@@ -101,6 +101,10 @@ def test_the_second_test_set_shows_every_row_and_what_it_was_given():
     assert lines[3].endswith("| -0.300 [-0.500, -0.100] |")
     assert lines[4] == "| ARD | box | 1.000 | 0.600 [0.500, 0.700] | 0.800 | 0.900 | 0.900 | – |"
     assert "9 queries of 3 exemplars, each ranked against 7 images" in lines[-1]
+    more = f"{cells}\nARD (paper),True,box,1,.2,.1,.3,.5,.6,.3,.4,.3,.5,9,3,7\n"
+    ours = rows.replace("\nARD,False", "\nARD-,True,box,1,.5,.4,.6,.7,.8,.8,.1,0,.2,9,3,7\nARD,False")
+    names = [line.split("|")[1].strip() for line in readme.release(ours, more).splitlines()[2:7]]
+    assert names == ["chance", "AbC", "ARD (paper)", "ARD-", "ARD"]
 
 
 def test_diagnostics_are_a_line_for_each_detector():
