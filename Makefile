@@ -33,6 +33,7 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 22_abc
 	$(VENV)/bin/python -m ard.run --estimate 23_choices
 	$(VENV)/bin/python -m ard.run --estimate 24_backbones
+	$(VENV)/bin/python -m ard.run --estimate 25_tokens
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:
