@@ -1,5 +1,5 @@
-"""`python -m ard.readme`: writes Table 2 on both test sets, the arena and what stands beside it, the ablations, Table 3
-and the diagnostics into README.md between their markers, so that no number there is typed by hand.
+"""`python -m ard.readme`: writes Table 2 on both test sets, the arena and what stands beside it, the ablations, Table 3, the
+study of tokens and the diagnostics into README.md between their markers, so that no number there is typed by hand.
 
 Reads the tables in data/ that `PARTS` names; without Table 2 the README says that there are no results yet.
 """
@@ -73,6 +73,18 @@ def backbones(table: str) -> str:
         gap = "" if row["against"] == name else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
         shown = " | ".join(f"{r['recall_1']} [{r['ci_low']}, {r['ci_high']}]" for r in (first, row))
         lines.append(f"| {name} | {shown} | {row['box_acc']} | {row['same_class_recall_1']} | {gap} |")
+    return "\n".join(lines)
+
+
+def tokens(rows: str) -> str:
+    """The Markdown of what a region's token was made of, from the text of rows.csv; the first row is what is in use."""
+    lines = ["| token, or what it is compared through | Recall@1 [95%] | within the class | paired difference to the first [95%] |",
+             "|" + " --- |" * 4]
+    for place, found in enumerate(_rows(rows)):
+        row = {key: _short(value) for key, value in found.items()}
+        gap = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]" if place else ""
+        lines.append(f"| {row['token']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['same_class_recall_1']} "
+                     f"| {gap} |")
     return "\n".join(lines)
 
 
@@ -168,7 +180,7 @@ PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.cs
          "release": (("data/tables/release.csv", "data/diagnostics/release_rows.csv"), release),
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
-         "backbones": (("data/backbones/table3.csv",), backbones),
+         "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

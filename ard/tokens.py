@@ -218,7 +218,7 @@ def firsts(scores: Tensor, asked: Asked) -> dict[str, np.ndarray]:
     names = np.array(asked.names)
     same = torch.from_numpy(names[None] == names[asked.owner][:, None])
     above = scores >= own[:, None]
-    return {"recall_1": (above.sum(1) == 1).float().numpy(), "same_class_recall_1": ((above & same).sum(1) == 1).float().numpy()}
+    return {"recall_1": (above.sum(1) == 1).double().numpy(), "same_class_recall_1": ((above & same).sum(1) == 1).double().numpy()}
 
 
 def table(found: Mapping[str, Mapping[str, np.ndarray]], owner: np.ndarray) -> list[dict]:

@@ -80,6 +80,13 @@ def test_a_pair_of_backbones_is_a_line_with_both_phases():
         "| small | 0.400 [0.300, 0.500] | 0.400 [0.200, 0.500] | 0.700 | 0.600 |  |"]
 
 
+def test_a_token_is_a_line_beside_the_one_in_use():
+    rows = ("token,recall_1,ci_low,ci_high,difference,difference_low,difference_high,same_class_recall_1\n"
+            "one,.8,.7,.9,0,0,0,.95\ngrid,.75,.6,.8,-.05,-.1,.02,.9\n")
+    assert readme.tokens(rows).splitlines()[2:] == ["| one | 0.800 [0.700, 0.900] | 0.950 |  |",
+                                                    "| grid | 0.750 [0.600, 0.800] | 0.900 | -0.050 [-0.100, 0.020] |"]
+
+
 def test_the_arena_shows_a_method_once_with_its_price():
     cells = ("method,gated,given,box_acc,recall_1,ci_low_recall_1,ci_high_recall_1,recall_10,same_class_recall_1,ard_minus,"
              "ard_minus_low,ard_minus_high,n_queries")
