@@ -56,9 +56,8 @@ def ablations(rows: str) -> str:
              "|" + " --- |" * 6]
     for row in ({key: _short(value) for key, value in row.items()} for row in shown):
         own = row["against"] == row["row"]
-        gap = "" if own else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
-        lines.append(f"| {row['row']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['recall_5']} "
-                     f"| {row['same_class_recall_1']} | {'' if own else row['against']} | {gap} |")
+        lines.append(f"| {row['row']} | {_recall(row)} | {row['recall_5']} | {row['same_class_recall_1']} "
+                     f"| {'' if own else row['against']} | {'' if own else _interval(row, 'difference')} |")
     return "\n".join(lines)
 
 
@@ -70,9 +69,8 @@ def backbones(table: str) -> str:
              "|" + " --- |" * 6]
     for name in dict.fromkeys(row["row"] for row in rows):
         first, row = by[name, "ARD-"], by[name, "ARD"]
-        gap = "" if row["against"] == name else f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
-        shown = " | ".join(f"{r['recall_1']} [{r['ci_low']}, {r['ci_high']}]" for r in (first, row))
-        lines.append(f"| {name} | {shown} | {row['box_acc']} | {row['same_class_recall_1']} | {gap} |")
+        gap = "" if row["against"] == name else _interval(row, "difference")
+        lines.append(f"| {name} | {_recall(first)} | {_recall(row)} | {row['box_acc']} | {row['same_class_recall_1']} | {gap} |")
     return "\n".join(lines)
 
 
@@ -82,9 +80,7 @@ def tokens(rows: str) -> str:
              "|" + " --- |" * 4]
     for place, found in enumerate(_rows(rows)):
         row = {key: _short(value) for key, value in found.items()}
-        gap = f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]" if place else ""
-        lines.append(f"| {row['token']} | {row['recall_1']} [{row['ci_low']}, {row['ci_high']}] | {row['same_class_recall_1']} "
-                     f"| {gap} |")
+        lines.append(f"| {row['token']} | {_recall(row)} | {row['same_class_recall_1']} | {_interval(row, 'difference') if place else ''} |")
     return "\n".join(lines)
 
 
@@ -94,10 +90,8 @@ def seeds(rows: str) -> str:
              "|" + " --- |" * 6]
     found = _rows(rows)
     for row in ({key: value if key == "trainings" else _short(value) for key, value in row.items()} for row in found):
-        gap = "" if row["settings"] == found[0]["settings"] else \
-            f"{row['difference']} [{row['difference_low']}, {row['difference_high']}]"
-        lines.append(f"| {row['settings']} | {row['method']} | {row['trainings']} | {row['recall_1']} [{row['ci_low']}, "
-                     f"{row['ci_high']}] | {row['spread']} | {gap} |")
+        gap = "" if row["settings"] == found[0]["settings"] else _interval(row, "difference")
+        lines.append(f"| {row['settings']} | {row['method']} | {row['trainings']} | {_recall(row)} | {row['spread']} | {gap} |")
     return "\n".join(lines)
 
 
@@ -113,9 +107,8 @@ def arena(table: str, timings: str | None = None) -> str:
         row = {key: _short(value) for key, value in found.items()}
         if found["ard_minus"] and name != "ARD":
             seconds = costs.get(name, {}).get("query_seconds")
-            lines.append(f"| {name} | {row['given']} | {row['box_acc']} | {row['recall_1']} [{row['ci_low_recall_1']}, "
-                         f"{row['ci_high_recall_1']}] | {row['recall_10']} | {row['same_class_recall_1']} | {row['ard_minus']} "
-                         f"[{row['ard_minus_low']}, {row['ard_minus_high']}] | {found['n_queries']} "
+            lines.append(f"| {name} | {row['given']} | {row['box_acc']} | {_recall(row)} | {row['recall_10']} "
+                         f"| {row['same_class_recall_1']} | {_interval(row, 'ard_minus')} | {found['n_queries']} "
                          f"| {'–' if seconds is None else format(seconds, '.2g')} |")
     return "\n".join(lines)
 
@@ -127,10 +120,9 @@ def release(table: str, more: str | None = None) -> str:
              "|" + " --- |" * 8]
     for name, row in _readings(_before_ours(_rows(table), _rows(more))).items():
         row = {key: _short(value) for key, value in row.items()}
-        gap = f"{row['ard_minus']} [{row['ard_minus_low']}, {row['ard_minus_high']}]"
-        lead = "–" if name == "ARD" or row["ard_minus"] == "–" else gap
-        lines.append(f"| {name} | {row['given']} | {row['box_acc']} | {row['recall_1']} [{row['ci_low_recall_1']}, "
-                     f"{row['ci_high_recall_1']}] | {row['recall_5']} | {row['recall_10']} | {row['same_class_recall_1']} | {lead} |")
+        lead = "–" if name == "ARD" or row["ard_minus"] == "–" else _interval(row, "ard_minus")
+        lines.append(f"| {name} | {row['given']} | {row['box_acc']} | {_recall(row)} | {row['recall_5']} | {row['recall_10']} "
+                     f"| {row['same_class_recall_1']} | {lead} |")
     some = _rows(table)[0]
     lines += ["", f"release: {some['n_queries']} queries of {some['n_exemplars']} exemplars, each ranked against "
               f"{some['gallery_size']} images. Intervals resample exemplars."]
@@ -145,7 +137,7 @@ def diagnostics(changed: str, trust: str) -> str:
     for row in _rows(trust):
         name, known = row["method"], {key: _short(value) for key, value in row.items()}
         asked = [by[name, question] for question in ("exemplar", "text", "box")]
-        falls = [f"{a['share_fallen']} [{a['ci_low']}, {a['ci_high']}]" for a in asked]
+        falls = [_interval(a, "share_fallen", "ci_low", "ci_high") for a in asked]
         lines.append(f"| {name} | {falls[0]} | {by[name, 'exemplar']['partner_above']} | {falls[1]} | {falls[2]} "
                      f"| {known['auroc']} | {known['ece_calibrated']} | {known['same_class_auroc']} |")
     return "\n".join(lines)
@@ -158,8 +150,8 @@ def choices(table: str) -> str:
     for name in dict.fromkeys(row["method"] for row in rows):
         used, *others = [{key: value if key == "n_queries" else _short(value) for key, value in row.items()}
                          for row in rows if row["method"] == name]
-        tried = "; ".join(f"{r['change']}: {r['minus']} [{r['minus_low']}, {r['minus_high']}]" for r in others)
-        lines.append(f"| {name} | {used['recall_1']} [{used['low']}, {used['high']}] | {tried} | {used['n_queries']} |")
+        tried = "; ".join(f"{r['change']}: {_interval(r, 'minus')}" for r in others)
+        lines.append(f"| {name} | {_interval(used, 'recall_1', 'low', 'high')} | {tried} | {used['n_queries']} |")
     return "\n".join(lines)
 
 
@@ -240,6 +232,21 @@ def _readings(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
     for row in sorted(rows, key=lambda r: r["gated"] != "True"):
         first.setdefault(row["method"], row)
     return {name: first[name] for name in dict.fromkeys(row["method"] for row in rows)}
+
+
+def _recall(row: dict[str, str]) -> str:
+    """Recall@1 with its bounds, as tables of either form name them."""
+    of = "_recall_1" if "ci_low_recall_1" in row else ""
+    return _interval(row, "recall_1", f"ci_low{of}", f"ci_high{of}")
+
+
+def _interval(row: dict[str, str], name: str, low: str = "", high: str = "") -> str:
+    """A value and its bounds, which stand in `name`_low and `name`_high where nothing else is told.
+
+    >>> _interval({"gap": ".1", "gap_low": "0", "gap_high": ".2"}, "gap")
+    '.1 [0, .2]'
+    """
+    return f"{row[name]} [{row[low or f'{name}_low']}, {row[high or f'{name}_high']}]"
 
 
 def _short(value: str) -> str:
