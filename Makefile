@@ -34,6 +34,7 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 23_choices
 	$(VENV)/bin/python -m ard.run --estimate 24_backbones
 	$(VENV)/bin/python -m ard.run --estimate 25_tokens
+	$(VENV)/bin/python -m ard.run --estimate 26_unlearning
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:
