@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 PathLike = str | os.PathLike
+NUMBERS = re.compile(r"\[\n\s+([-+.,\deE\s]+?)\n\s*\]")  # a list of numbers in indented JSON, one a line
 
 
 class FileError(ValueError):
@@ -48,9 +50,12 @@ def atomic_write_text(path: PathLike, text: str) -> Path:
 
 
 def atomic_write_json(path: PathLike, obj: Any) -> Path:
-    """Write `obj` as stable JSON: sorted keys, two-space indent, a newline at the end; NaN and infinity are refused."""
+    """Write `obj` as stable JSON: sorted keys, two-space indent, a newline at the end; NaN and infinity are refused.
+
+    A list of numbers stands on one line: boxes and run lengths would take a line for each number.
+    """
     text = json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    return atomic_write_text(path, text + "\n")
+    return atomic_write_text(path, NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def read_json(path: PathLike) -> Any:

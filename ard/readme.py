@@ -130,6 +130,23 @@ def release(table: str, more: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def couples(within: str, table: str) -> str:
+    """The Markdown of within-image accuracy, from the text of within_image.csv, and of the ranking on the same images, from
+    that of couples.csv, gated."""
+    lines = ["| method | box on the right one [95%] | on the other one | right of the two | the same, of one drawing "
+             "| ARD is ahead by [95%] | Recall@1 [95%] |", "|" + " --- |" * 7]
+    ranked = _readings(_rows(table))
+    for found in _rows(within):
+        row, rank = ({key: _short(value) for key, value in r.items()} for r in (found, ranked[found["method"]]))
+        lead = "–" if found["method"] == "ARD" else _interval(row, "ours_minus")
+        lines.append(f"| {found['method']} | {_interval(row, 'within_image')} | {row['other']} | {row['of_two']} "
+                     f"| {row['same_drawing']} | {lead} | {_recall(rank)} |")
+    some, oracle = _rows(within)[0], ranked["class oracle"]
+    lines += ["", f"couples: {some['n_queries']} queries, each ranked against {oracle['gallery_size']} images. Intervals resample "
+              "images, those of Recall@1 exemplars."]
+    return "\n".join(lines)
+
+
 def diagnostics(changed: str, trust: str) -> str:
     """The Markdown of what each detector reads and how sure it can be, from the texts of changed.csv and trust.csv."""
     lines = ["| detector | other exemplar: X falls | its own image above X | other words: X falls | other box: X falls "
@@ -171,6 +188,7 @@ def study(table: str) -> str:
 # name of a part, as its markers have it: the tables it is made of, and how; all but the first may be missing
 PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
          "release": (("data/tables/release.csv", "data/diagnostics/release_rows.csv"), release),
+         "couples": (("data/tables/within_image.csv", "data/tables/couples.csv"), couples),
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
          "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),

@@ -21,6 +21,9 @@ from ard.files import atomic_write_text
 from ard.precision import computes_bfloat16
 from ard.records import Dataset, GalleryImage
 
+ABOUT = """A second test set: new individuals of the drawings that test exemplars use, in new scenes, made
+with the settings of `mini-coco` once these were fixed, and asked once."""
+
 
 def customize_config(settings: Mapping[str, Any]) -> CustomizeConfig:
     """The recipe that notebook 03 makes of its section of params.yaml; settings that are no part of a recipe are left out."""
@@ -31,8 +34,13 @@ def customize_config(settings: Mapping[str, Any]) -> CustomizeConfig:
 
 def fresh_pairs(root: str | Path, known: Dataset) -> list[Pair]:
     """Pairs of the test split of the collection in `root`/collection whose individual stands in no image of `known`."""
-    taken = {o.individual_id for images in known.gallery.values() for im in images for o in im.objects}
+    taken = individuals(known)
     return [pair for pair in pairs(Path(root) / "collection", "test") if pair.facts["individual_id"] not in taken]
+
+
+def individuals(*datasets: Dataset) -> set[str]:
+    """Ids of everybody in the pictures of some datasets, asked about or not."""
+    return {o.individual_id for known in datasets for images in known.gallery.values() for im in images for o in im.objects} - {""}
 
 
 def keep_asked(made: Dataset, folder: str | Path, per_exemplar: int) -> Dataset:
@@ -69,13 +77,13 @@ def _renamed(images: Sequence[GalleryImage], names: Mapping[str, str]) -> tuple[
     return tuple(replace(image, file=names[image.file]) for image in images)
 
 
-def write_card(dataset: Dataset, drawn: int, file: str | Path) -> None:
+def write_card(dataset: Dataset, drawn: int, file: str | Path, name: str = "release", about: str = ABOUT,
+               stage: str = "30_release") -> None:
     """What the folder holds, in Markdown. drawn: queries that passed the gates, of which the asked ones are kept."""
-    lines = ["# release", "", "A second test set: new individuals of the drawings that test exemplars use, in new scenes, made",
-             "with the settings of `mini-coco` once these were fixed, and asked once.", "", "## Files", "",
+    lines = [f"# {name}", "", about, "", "## Files", "",
              "- `samples_test.jsonl`: AD+, one sample a line; boxes are xyxy in pixels.",
              "- `gallery_test.json`: the images to rank, in COCO form, with individual ids.",
              f"- `images/`, `queries/`: the pictures. Of {drawn} queries that passed the gates the asked ones are here; deltas",
-             "  are not: `python -m ard.run 30_release` makes all again.", "", "## Counts", "",
-             *markdown(table1(dataset, "release"), TABLE1_COLUMNS[1:])]
+             f"  are not: `python -m ard.run {stage}` makes all again.", "", "## Counts", "",
+             *markdown(table1(dataset, name), TABLE1_COLUMNS[1:])]
     atomic_write_text(file, "\n".join(lines) + "\n")

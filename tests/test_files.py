@@ -37,6 +37,14 @@ def test_json_is_stable_sorted_and_ends_with_newline(tmp_path):
         files.atomic_write_json(tmp_path / "nan.json", float("nan"))
 
 
+def test_lists_of_numbers_take_one_line_and_nothing_else_changes(tmp_path):
+    value = {"box": [1.5, -2, 3e-07], "rows": [[1, 2], [3]], "words": ["[\n 1\n]", "a"], "mixed": [1, None], "none": [], "deep": [{"a": [4]}]}
+    file = files.atomic_write_json(tmp_path / "a.json", value)
+    assert files.read_json(file) == value
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    assert '"box": [1.5, -2, 3e-07],' in lines and "[1, 2]," in lines and '"a": [4]' in lines and "null" in lines
+
+
 def test_read_json_names_the_file_and_reason(tmp_path):
     with pytest.raises(files.FileError, match="gone.json: no such file"):
         files.read_json(tmp_path / "gone.json")

@@ -114,6 +114,18 @@ def test_the_second_test_set_shows_every_row_and_what_it_was_given():
     assert names == ["chance", "AbC", "ARD (paper)", "ARD-", "ARD"]
 
 
+def test_couples_show_which_of_the_two_beside_the_ranking():
+    within = ("method,within_image,within_image_low,within_image_high,other,of_two,same_drawing,ours_minus,ours_minus_low,"
+              "ours_minus_high,n_queries\ncrop cosine,.4,.3,.5,.2,.667,,.5,.4,.6,9\nARD,.9,.8,1,.1,.9,.8,0,0,0,9\n")
+    table = ("method,gated,recall_1,ci_low_recall_1,ci_high_recall_1,gallery_size\nclass oracle,False,.1,.1,.1,7\n"
+             "crop cosine,True,.2,.1,.3,7\ncrop cosine,False,.9,.9,.9,7\nARD,True,.6,.5,.7,7\nARD,False,.9,.9,.9,7\n")
+    lines = readme.couples(within, table).splitlines()
+    assert lines[2] == ("| crop cosine | 0.400 [0.300, 0.500] | 0.200 | 0.667 | – | 0.500 [0.400, 0.600] "
+                        "| 0.200 [0.100, 0.300] |")
+    assert lines[3] == "| ARD | 0.900 [0.800, 1.000] | 0.100 | 0.900 | 0.800 | – | 0.600 [0.500, 0.700] |"
+    assert "9 queries, each ranked against 7 images" in lines[-1]
+
+
 def test_diagnostics_are_a_line_for_each_detector():
     shares = (("text", .6, ""), ("exemplar", .9, .7), ("box", .8, ""))
     changed = "question,method,share_fallen,ci_low,ci_high,partner_above\n" + "".join(
