@@ -10,6 +10,7 @@ from ard.records import Dataset
 from ard.release import individuals
 from ard.world import World
 from ard.world.collection import SHORT_SIDE, CollectionConfig, choose_individuals
+from ard.within_image import lies_on
 from tests.toy_attribution import ROOT
 
 
@@ -91,6 +92,6 @@ def test_the_shipped_set_holds_two_new_individuals_of_a_class_in_each_image(worl
         assert base.isdisjoint(group[o.drawing] for o in image.objects)
     homes = {im.file: im for im in gallery}
     for sample in samples:
-        n = couples.lies_on(sample.exemplar_box, homes[sample.exemplar_file].objects)
+        n = lies_on(sample.exemplar_box, homes[sample.exemplar_file].objects)
         assert homes[sample.exemplar_file].objects[n].individual_id == sample.individual_id
     assert len({s.individual_id for s in samples}) >= 80 and len({s.query_file for s in samples}) == len(samples)
