@@ -35,6 +35,7 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 24_backbones
 	$(VENV)/bin/python -m ard.run --estimate 25_tokens
 	$(VENV)/bin/python -m ard.run --estimate 26_unlearning
+	$(VENV)/bin/python -m ard.run --estimate 27_companions
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

@@ -27,7 +27,7 @@ from ard.files import FileError, PathLike, atomic_write_text
 
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict, "tuple": tuple, "None": None,
          "Literal": typing.Literal, "Any": typing.Any}
-COLOURS = 56  # of the pictures in executed notebooks: drawings and charts look the same, and take a third less than in 256
+COLOURS = 48  # of the pictures in executed notebooks: drawings and charts look the same, and take a third less than in 256
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 

@@ -36,14 +36,14 @@ def found(sample: Sample, answers: Sequence[Attribution], image: GalleryImage) -
     return "right" if of_class[n].individual_id == sample.individual_id else "other"
 
 
-def within_image(answers: Answers, dataset: Dataset, ours: str = "ARD") -> list[dict]:
+def within_image(answers: Answers, dataset: Dataset, ours: str = "ARD", split: str = "test") -> list[dict]:
     """A row for each method: `within_image`, the share of queries whose box lies on the right individual, with its interval.
 
     Beside it the shares that lie elsewhere; `of_two`, the right ones among those that lie on either (a class filter: .5),
     also apart for images whose individuals share a drawing; `ours_minus`, `ours`' accuracy less the method's, paired, with
     its interval. Intervals resample images, each of which two individuals share. Every method is asked the same queries.
     """
-    samples, gallery = dataset.samples["test"], dataset.gallery["test"]
+    samples, gallery = dataset.samples[split], dataset.gallery[split]
     homes = [positive(s, gallery) for s in samples]
     images = [home.image_id for home in homes]
     alike = np.array([len({o.drawing for o in home.objects if o.class_name == s.class_name}) == 1
