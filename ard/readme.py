@@ -74,6 +74,16 @@ def backbones(table: str) -> str:
     return "\n".join(lines)
 
 
+def companions(rows: str) -> str:
+    """The Markdown of what companions in training are worth on validation, from the text of rows.csv."""
+    lines = ["| share of photos with a companion | box on the right one of two [95%] | Recall@1, one individual an image [95%] |",
+             "|" + " --- |" * 3]
+    for found in _rows(rows):
+        row = {key: _short(value) for key, value in found.items()}
+        lines.append(f"| {found['method']} | {_interval(row, 'within_image')} | {_interval(row, 'recall_1')} |")
+    return "\n".join(lines)
+
+
 def tokens(rows: str) -> str:
     """The Markdown of what a region's token was made of, from the text of rows.csv; the first row is what is in use."""
     lines = ["| token, or what it is compared through | Recall@1 [95%] | within the class | paired difference [95%] |",
@@ -192,6 +202,7 @@ PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.cs
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
          "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),
+         "companions": (("data/companions/rows.csv",), companions),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

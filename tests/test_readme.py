@@ -80,6 +80,13 @@ def test_a_pair_of_backbones_is_a_line_with_both_phases():
         "| small | 0.400 [0.300, 0.500] | 0.400 [0.200, 0.500] | 0.700 | 0.600 |  |"]
 
 
+def test_a_share_of_companions_is_a_line():
+    rows = ("method,within_image,within_image_low,within_image_high,recall_1,recall_1_low,recall_1_high\n"
+            "0.0,.5,.4,.6,.9,.8,1\n0.5,.7,.6,.8,.85,.7,.9\n")
+    assert readme.companions(rows).splitlines()[2:] == ["| 0.0 | 0.500 [0.400, 0.600] | 0.900 [0.800, 1.000] |",
+                                                        "| 0.5 | 0.700 [0.600, 0.800] | 0.850 [0.700, 0.900] |"]
+
+
 def test_a_token_is_a_line_beside_the_one_in_use():
     rows = ("token,recall_1,ci_low,ci_high,difference,difference_low,difference_high,same_class_recall_1\n"
             "one,.8,.7,.9,0,0,0,.95\ngrid,.75,.6,.8,-.05,-.1,.02,.9\n")
