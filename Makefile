@@ -36,6 +36,7 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 25_tokens
 	$(VENV)/bin/python -m ard.run --estimate 26_unlearning
 	$(VENV)/bin/python -m ard.run --estimate 27_companions
+	$(VENV)/bin/python -m ard.run --estimate 28_scores
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

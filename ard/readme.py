@@ -84,6 +84,20 @@ def companions(rows: str) -> str:
     return "\n".join(lines)
 
 
+def scores(rows: str) -> str:
+    """The Markdown of what a region's score is read from, from the text of rows.csv; the first row is what is in use."""
+    lines = ["| score of a region | Recall@1 [95%] | less that in use [95%] | Recall@1 among couples [95%] | less that in use [95%] "
+             "| box on the right one of two [95%] |", "|" + " --- |" * 6]
+    for place, found in enumerate(_rows(rows)):
+        row = {key: _short(value) for key, value in found.items()}
+        cells = []
+        for one in ("alone", "beside"):
+            cells.append(f"{row[f'recall_1_{one}']} [{row[f'low_{one}']}, {row[f'high_{one}']}]")
+            cells.append(f"{row[f'minus_{one}']} [{row[f'minus_low_{one}']}, {row[f'minus_high_{one}']}]" if place else "")
+        lines.append(f"| {row['reading']} | {' | '.join(cells)} | {_interval(row, 'within_image')} |")
+    return "\n".join(lines)
+
+
 def tokens(rows: str) -> str:
     """The Markdown of what a region's token was made of, from the text of rows.csv; the first row is what is in use."""
     lines = ["| token, or what it is compared through | Recall@1 [95%] | within the class | paired difference [95%] |",
@@ -202,7 +216,7 @@ PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.cs
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
          "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),
-         "companions": (("data/companions/rows.csv",), companions),
+         "companions": (("data/companions/rows.csv",), companions), "scores": (("data/scores/rows.csv",), scores),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

@@ -87,6 +87,16 @@ def test_a_share_of_companions_is_a_line():
                                                         "| 0.5 | 0.700 [0.600, 0.800] | 0.850 [0.700, 0.900] |"]
 
 
+def test_a_reading_of_the_score_is_a_line_beside_the_one_in_use():
+    cells = [f"{name}_{one}" for one in ("alone", "beside") for name in ("recall_1", "low", "high", "minus", "minus_low", "minus_high")]
+    rows = (f"reading,{','.join(cells)},within_image,within_image_low,within_image_high\n"
+            "used,.8,.7,.9,0,0,0,.4,.3,.5,0,0,0,.9,.8,1\nother,.7,.6,.8,-.1,-.2,0,.3,.2,.4,-.1,-.2,0,.5,.4,.6\n")
+    assert readme.scores(rows).splitlines()[2:] == [
+        "| used | 0.800 [0.700, 0.900] |  | 0.400 [0.300, 0.500] |  | 0.900 [0.800, 1.000] |",
+        "| other | 0.700 [0.600, 0.800] | -0.100 [-0.200, 0.000] | 0.300 [0.200, 0.400] | -0.100 [-0.200, 0.000] "
+        "| 0.500 [0.400, 0.600] |"]
+
+
 def test_a_token_is_a_line_beside_the_one_in_use():
     rows = ("token,recall_1,ci_low,ci_high,difference,difference_low,difference_high,same_class_recall_1\n"
             "one,.8,.7,.9,0,0,0,.95\ngrid,.75,.6,.8,-.05,-.1,.02,.9\n")

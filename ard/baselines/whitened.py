@@ -33,6 +33,7 @@ class WhitenedSettings:
     shrinkage: float = 3.0  # as in `whitener`; ARD's
     rendered: int = 1500  # base individuals whose crops join AD+, two queries each; ARD's. 0: AD+ alone
     redraw: tuple[float, float] = (0.2, 0.6)  # shares of the noise's way from which every second query is drawn again; ARD's
+    threshold: float = 0.0  # score from which a box of the class counts; 0: as for the other class filters
     seed: int = 0  # of the rendered individuals
 
 
@@ -64,7 +65,11 @@ def build(kit: Kit) -> Learned:
             pairs = beside(pairs, kept_arrays(kit.work / f"whitened-{told.rendered}-{told.seed}.npz", rendered))
         return whitening(pairs["real"], pairs["synthetic"], pairs["owner"], told.shrinkage)
 
-    return Learned(learn, lambda mapped: CropRanker(crop_regions, kit.proposals, mapped, mapped))
+    def ranker(mapped: Map) -> CropRanker:
+        proposals = kit.proposals_at(told.threshold) if told.threshold else kit.proposals
+        return CropRanker(crop_regions, proposals, mapped, mapped)
+
+    return Learned(learn, ranker)
 
 
 ENTRIES = [Entry("class filter + whitened regions", build, ("text", "box", "pairs", "rendered"),

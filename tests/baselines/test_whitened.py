@@ -1,10 +1,12 @@
 """The row of whitened regions: pairs look alike under its map, crops of any size have region vectors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
 from ard.baselines import whitened
-from ard.baselines.cosine import unit
+from ard.baselines.cosine import same, unit
 from ard.detector.features import REGION, image_features, region_vectors
 
 
@@ -28,3 +30,9 @@ def test_a_crop_s_region_is_the_whole_of_it():
     whole = region_vectors(image_features(pictures), torch.tensor([[0.0, 0.0, 64.0, 64.0]] * 2)).numpy()
     assert np.allclose(whitened.crop_regions(list(pictures)), whole, atol=1e-3)
     assert whitened.crop_regions([pictures[0][:20, :9], pictures[1][:50]]).shape == (2, REGION)
+
+
+def test_its_own_threshold_goes_before_that_of_all_class_filters():
+    for told, wanted in (({}, "as for all"), ({"threshold": 0.3}, ("from", 0.3))):
+        kit = SimpleNamespace(settings={"whitened": told}, proposals="as for all", proposals_at=lambda least: ("from", least))
+        assert whitened.build(kit).ranker(same).proposals == wanted

@@ -1,0 +1,67 @@
+"""A tied detector scores an exemplar by its words and its likeness, and is otherwise the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, build_prompt
+from ard.detector.score import rank_variants
+from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
+
+
+@pytest.fixture
+def both(tiny):
+    """A detector with a likeness head and with F and F~ that are not the identity, and the same one tied."""
+    tiny.add_likeness()
+    with torch.no_grad():
+        for part in (tiny.score_head.region, tiny.score_head.token):
+            part.weight.add_(0.1 * torch.randn_like(part.weight))
+            part.bias.add_(0.1)
+    tiny.config.score_rule = "exemplar"
+    return tiny.eval(), TiedGroundingDinoForObjectDetection.of(tiny.eval())
+
+
+@pytest.fixture
+def asked(phase_data):
+    """Six pictures, and of each the same: a name of several word pieces with an exemplar, and an exemplar alone."""
+    vector = phase_data.queries[0, 0].float()
+    return phase_data.gallery[0, :6], build_prompt([[Phrase("teddy bear", vector), Phrase(None, vector)]] * 6)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_exemplar_scores_what_its_words_do_on_average_plus_the_likeness(both, asked, adapted):
+    (plain, model), (pictures, prompt) = both, asked
+    with torch.no_grad():
+        before, after = plain.match(pictures, prompt, adapted), model.match(pictures, prompt, adapted)
+    words = (prompt.kind[0] == TEXT) & (prompt.phrase[0] == 0)
+    exemplar, alone = torch.nonzero(prompt.kind[0] == EXEMPLAR).flatten().tolist()
+    assert words.sum() > 1
+    wanted = before.logits[..., words].mean(-1) + before.likeness[..., exemplar]
+    assert torch.allclose(after.logits[..., exemplar], wanted, atol=1e-4)
+    kept = [t for t in range(prompt.kind.shape[1]) if t != exemplar]
+    assert torch.allclose(after.logits[..., kept], before.logits[..., kept], atol=1e-5), "words, and exemplars without any"
+    assert torch.equal(after.boxes, before.boxes) and alone in kept
+
+
+def test_ranking_reads_the_tied_score_with_and_without_f(both, asked):
+    (_, model), (pictures, prompt) = both, asked
+    query = build_prompt([[Phrase("cat", prompt.exemplar[0][prompt.kind[0] == EXEMPLAR][0])]])
+    names = [str(i) for i in range(6)]
+    for adapted, answers in zip((False, True), rank_variants(model, query, pictures, names)):
+        with torch.no_grad():
+            logits = model.match(pictures, query.expand(6), adapted).logits
+        best = logits[..., query.kind[0] == EXEMPLAR].sigmoid().amax((1, 2))
+        assert np.allclose([a.score for a in answers], best, atol=1e-5)
+
+
+def test_tied_tokens_do_not_read_the_exemplars_own(both, asked):
+    (_, model), (_, prompt) = both, asked
+    tokens = torch.randn(*prompt.kind.shape, 8)
+    changed = torch.where((prompt.kind == EXEMPLAR)[..., None] & (prompt.phrase == 0)[..., None], 0.0, tokens)
+    assert torch.equal(tied(tokens, prompt), tied(changed, prompt)) and not torch.equal(tokens, changed)
+
+
+def test_the_copy_is_the_detector_weight_for_weight_and_setting_for_setting(both):
+    plain, model = both
+    assert plain.state_dict().keys() == model.state_dict().keys() and plain.config.to_dict() == model.config.to_dict()
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
