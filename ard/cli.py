@@ -9,9 +9,10 @@ import typer
 
 from ard.detector.attribute import Attributor
 from ard.detector.convert import from_official, read_official
-from ard.detector.model import AttributionConfig, load_detector
+from ard.detector.model import AttributionConfig
 from ard.detector.processor import FILE, AttributionProcessor
 from ard.detector.published import SIZES, AttributionDetector, AttributionDetectorConfig, published_config
+from ard.detector.tied import TiedConfig, load_detector
 from ard.files import FileError
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -28,7 +29,7 @@ def load_attributor(folder: str | Path) -> Attributor:
     except ValueError as error:
         raise FileError(f"{settings}: not JSON ({error})") from None
     kept = AttributionProcessor.from_pretrained(folder) if (Path(folder) / FILE).is_file() else None
-    if kind == AttributionConfig.model_type:
+    if kind in (AttributionConfig.model_type, TiedConfig.model_type):
         return Attributor(load_detector(folder), kept or AttributionProcessor.mini(), batch=32)
     if kind == AttributionDetectorConfig.model_type:
         return Attributor(AttributionDetector.from_pretrained(folder, local_files_only=True), kept or AttributionProcessor())

@@ -51,16 +51,17 @@ class CompanionWorld(World):
         self.share = share
 
     def scene(self, rng, individuals=None, split="base", context=None, medium=None, **told) -> Scene:
-        """As `World.scene`; the individual asked for is the first of the objects, whoever stands beside it."""
+        """As `World.scene`; the individual asked for is the first of the objects, whoever stands beside it, behind or in front."""
         alone_in_photo = medium == "photo" and individuals is not None and len(individuals) == 1
         if not (alone_in_photo and self.share and rng.random() < self.share):
             return super().scene(rng, individuals, split, context, medium, **told)
         (person,) = individuals
         for _ in range(ATTEMPTS):
             couple = [person, companion(self, person, split, rng)]
-            made = super().scene(rng, couple, split, context, medium, **told)
-            if made.objects[0].individual == person and made.objects[0].visible >= VISIBLE:
-                return made
+            made = super().scene(rng, couple[:: rng.choice([1, -1])], split, context, medium, **told)  # back to front
+            own = next((o for o in made.objects if o.individual == person), None)
+            if own is not None and own.visible >= VISIBLE:
+                return replace(made, objects=(own, *(o for o in made.objects if o is not own)))
         raise ValueError(f"{person.individual_id}: found no photo in which a companion leaves {VISIBLE:.0%} of it to be seen")
 
 

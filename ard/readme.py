@@ -74,27 +74,16 @@ def backbones(table: str) -> str:
     return "\n".join(lines)
 
 
-def companions(rows: str) -> str:
-    """The Markdown of what companions in training are worth on validation, from the text of rows.csv."""
-    lines = ["| share of photos with a companion | box on the right one of two [95%] | Recall@1, one individual an image [95%] |",
-             "|" + " --- |" * 3]
-    for found in _rows(rows):
-        row = {key: _short(value) for key, value in found.items()}
-        lines.append(f"| {found['method']} | {_interval(row, 'within_image')} | {_interval(row, 'recall_1')} |")
-    return "\n".join(lines)
-
-
-def scores(rows: str) -> str:
-    """The Markdown of what a region's score is read from, from the text of rows.csv; the first row is what is in use."""
-    lines = ["| score of a region | Recall@1 [95%] | less that in use [95%] | Recall@1 among couples [95%] | less that in use [95%] "
+def asked_twice(rows: str) -> str:
+    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use."""
+    lines = ["| | Recall@1 [95%] | less that in use [95%] | Recall@1 among couples [95%] | less that in use [95%] "
              "| box on the right one of two [95%] |", "|" + " --- |" * 6]
     for place, found in enumerate(_rows(rows)):
         row = {key: _short(value) for key, value in found.items()}
         cells = []
-        for one in ("alone", "beside"):
-            cells.append(f"{row[f'recall_1_{one}']} [{row[f'low_{one}']}, {row[f'high_{one}']}]")
-            cells.append(f"{row[f'minus_{one}']} [{row[f'minus_low_{one}']}, {row[f'minus_high_{one}']}]" if place else "")
-        lines.append(f"| {row['reading']} | {' | '.join(cells)} | {_interval(row, 'within_image')} |")
+        for one in ("single", "couples"):
+            cells += [_interval(row, f"recall_1_{one}"), _interval(row, f"minus_{one}") if place else ""]
+        lines.append(f"| {row['method']} | {' | '.join(cells)} | {_interval(row, 'within_image')} |")
     return "\n".join(lines)
 
 
@@ -216,7 +205,7 @@ PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.cs
          "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
          "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),
-         "companions": (("data/companions/rows.csv",), companions), "scores": (("data/scores/rows.csv",), scores),
+         "companions": (("data/companions/rows.csv",), asked_twice), "scores": (("data/scores/rows.csv",), asked_twice),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

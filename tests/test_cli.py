@@ -10,6 +10,7 @@ from ard import cli
 from ard.detector.convert import to_official
 from ard.detector.model import save_detector
 from ard.detector.published import AttributionDetector
+from ard.detector.tied import TiedGroundingDinoForObjectDetection
 from ard.files import FileError
 from tests.detector.conftest import COLOURS, square, tiny  # noqa: F401
 from tests.detector.official import small_config
@@ -38,6 +39,13 @@ def test_attribute_prints_every_picture_of_the_folder_strongest_first(place):
     assert [line[0] for line in lines] == ["1", "2", "3", "4"] and len({" ".join(line[3:]) for line in lines}) == 4
     assert [float(line[1]) for line in lines] == sorted((float(line[1]) for line in lines), reverse=True)
     assert "4 pictures ranked, 1 skipped" in result.output and "torn.jpg: not a readable image" in result.output
+
+
+def test_a_detector_that_is_read_by_words_and_likeness_answers_so(place, tiny):  # noqa: F811
+    save_detector(TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5), place / "tied")
+    assert isinstance(cli.load_attributor(place / "tied").detector, TiedGroundingDinoForObjectDetection)
+    result = run("attribute", place / "tied", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat")
+    assert result.exit_code == 0 and "4 pictures ranked" in result.output
 
 
 @pytest.mark.parametrize(("change", "reason"), [

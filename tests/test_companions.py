@@ -48,6 +48,14 @@ def test_beside_who_is_alone_in_a_photo_there_stands_one_of_its_class(person):
     assert len(crowded.scene(rng, [person], fillers=0).objects) == 1  # a query, whatever medium is drawn for it
 
 
+def test_who_stands_in_front_does_not_tell_which_is_the_source(person):
+    crowded, rng = CompanionWorld(ROOT / "data/world", 1.0), np.random.default_rng(4)
+    scenes = [crowded.scene(rng, [person], medium="photo", fillers=0) for _ in range(200)]
+    hidden = [[o.visible < 0.95 for o in made.objects] for made in scenes if len(made.objects) == 2]
+    behind, before = np.mean([own for own, _ in hidden]), np.mean([other for _, other in hidden])
+    assert behind > 0.1 and before > 0.1, (behind, before)
+
+
 def test_without_a_share_every_picture_is_the_mini_worlds(world):
     plain, same = rendered_pairs(world, 3, 1, 0), rendered_pairs(CompanionWorld(ROOT / "data/world", 0.0), 3, 1, 0)
     assert (plain.gallery == same.gallery).all() and (plain.queries == same.queries).all()

@@ -80,21 +80,13 @@ def test_a_pair_of_backbones_is_a_line_with_both_phases():
         "| small | 0.400 [0.300, 0.500] | 0.400 [0.200, 0.500] | 0.700 | 0.600 |  |"]
 
 
-def test_a_share_of_companions_is_a_line():
-    rows = ("method,within_image,within_image_low,within_image_high,recall_1,recall_1_low,recall_1_high\n"
-            "0.0,.5,.4,.6,.9,.8,1\n0.5,.7,.6,.8,.85,.7,.9\n")
-    assert readme.companions(rows).splitlines()[2:] == ["| 0.0 | 0.500 [0.400, 0.600] | 0.900 [0.800, 1.000] |",
-                                                        "| 0.5 | 0.700 [0.600, 0.800] | 0.850 [0.700, 0.900] |"]
-
-
-def test_a_reading_of_the_score_is_a_line_beside_the_one_in_use():
-    cells = [f"{name}_{one}" for one in ("alone", "beside") for name in ("recall_1", "low", "high", "minus", "minus_low", "minus_high")]
-    rows = (f"reading,{','.join(cells)},within_image,within_image_low,within_image_high\n"
-            "used,.8,.7,.9,0,0,0,.4,.3,.5,0,0,0,.9,.8,1\nother,.7,.6,.8,-.1,-.2,0,.3,.2,.4,-.1,-.2,0,.5,.4,.6\n")
-    assert readme.scores(rows).splitlines()[2:] == [
-        "| used | 0.800 [0.700, 0.900] |  | 0.400 [0.300, 0.500] |  | 0.900 [0.800, 1.000] |",
-        "| other | 0.700 [0.600, 0.800] | -0.100 [-0.200, 0.000] | 0.300 [0.200, 0.400] | -0.100 [-0.200, 0.000] "
-        "| 0.500 [0.400, 0.600] |"]
+def test_a_study_asked_twice_has_a_line_for_each_row_beside_the_one_in_use():
+    names = [f"{what}_{one}" for one in ("single", "couples") for what in ("recall_1", "minus")] + ["within_image"]
+    head = ",".join(["method", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
+    rows = f"{head}\nas used{',0.5,0.4,0.6,0,0,0' * 2},0.9,0.8,1\nbefore{',0.4,0.3,0.5,-0.1,-0.2,0' * 2},0.7,0.6,0.8\n"
+    assert readme.asked_twice(rows).splitlines()[2:] == [
+        "| as used | 0.500 [0.400, 0.600] |  | 0.500 [0.400, 0.600] |  | 0.900 [0.800, 1.000] |",
+        "| before | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.700 [0.600, 0.800] |"]
 
 
 def test_a_token_is_a_line_beside_the_one_in_use():

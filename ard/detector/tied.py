@@ -1,4 +1,4 @@
-"""Another reading of a trained detector: the exemplar token scores a region by what the words of its phrase say of it, plus the
+"""ARD's reading of a trained detector: the exemplar token scores a region by what the words of its phrase say of it, plus the
 likeness head. Words tell the class, the likeness the individual; what the decoder learned of exemplars is left out.
 
 Not in the paper. Notebook 28 asks what each part is worth.
@@ -6,34 +6,51 @@ Not in the paper. Notebook 28 asks what each part is worth.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ard.detector.joint import Match
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
+from ard.detector.model import load_detector as load_untied
 from ard.detector.prompts import EXEMPLAR, TEXT, Prompt
 
 
+class TiedConfig(AttributionConfig):
+    """That of the detector, and how much more than the words the likeness counts."""
+
+    model_type = "attribution-grounding-dino-tied"
+
+    likeness_weight: float = 1.0
+
+
 class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetection):
-    """The detector of the mini world, weight for weight, but with each exemplar token standing where its words do."""
+    """The detector of the mini world, weight for weight, but with each exemplar token standing where its words do, and with its
+    likeness weighed."""
+
+    config_class = TiedConfig
+    config: TiedConfig
 
     @classmethod
-    def of(cls, model: AttributionGroundingDinoForObjectDetection) -> TiedGroundingDinoForObjectDetection:
+    def of(cls, model: AttributionGroundingDinoForObjectDetection, likeness_weight: float = 1.0) -> TiedGroundingDinoForObjectDetection:
         """A copy of the detector with its tokens tied, in the same mode."""
         told = model.config.to_dict()
-        made = cls(AttributionConfig(**{key: told[key] for key in told.keys() - {"backbone_config", "text_config", "model_type"}}))
+        told = {key: told[key] for key in told.keys() - {"backbone_config", "text_config", "model_type", "likeness_weight"}}
+        made = cls(TiedConfig(**told, likeness_weight=likeness_weight))
         made.load_state_dict(model.state_dict())
         return made.train(model.training)
 
     def match(self, features: Tensor, prompt: Prompt, adapted: bool | None = None) -> Match:
-        """As of the detector it is a copy of; `tokens` are tied, and so are the last decoder layer's logits."""
+        """As of the detector it is a copy of; `tokens` are tied, `likeness` is weighed, and so are the last decoder layer's logits."""
         found = super().match(features, prompt, adapted)
-        tokens = tied(found.tokens, prompt)
+        tokens, likeness = tied(found.tokens, prompt), self.config.likeness_weight * found.likeness
         adapted = self.config.adapters if adapted is None else adapted
-        last = self.score_head(found.regions, tokens, found.present, adapted) + found.likeness
-        return replace(found, tokens=tokens, layer_logits=torch.cat([found.layer_logits[:, :-1], last[:, None].float()], 1))
+        last = self.score_head(found.regions, tokens, found.present, adapted) + likeness
+        logits = torch.cat([found.layer_logits[:, :-1], last[:, None].float()], 1)
+        return replace(found, tokens=tokens, likeness=likeness, layer_logits=logits)
 
 
 def tied(tokens: Tensor, prompt: Prompt) -> Tensor:
@@ -45,3 +62,11 @@ def tied(tokens: Tensor, prompt: Prompt) -> Tensor:
     count = same.sum(-1, keepdim=True)
     words = same.to(tokens.dtype) @ tokens / count.clamp(min=1)
     return torch.where((prompt.kind == EXEMPLAR)[..., None] & (count > 0), words, tokens)
+
+
+def load_detector(folder: str | Path) -> AttributionGroundingDinoForObjectDetection:
+    """A saved detector, tied or not, as its folder says; in float32 and evaluation mode, from a local folder only."""
+    file = Path(folder) / "config.json"
+    if file.is_file() and json.loads(file.read_text()).get("model_type") == TiedConfig.model_type:
+        return TiedGroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    return load_untied(folder)

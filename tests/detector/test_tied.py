@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ard.detector.model import save_detector
 from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, build_prompt
 from ard.detector.score import rank_variants
-from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
+from ard.detector.tied import TiedGroundingDinoForObjectDetection, load_detector, tied
 
 
 @pytest.fixture
@@ -63,5 +64,27 @@ def test_tied_tokens_do_not_read_the_exemplars_own(both, asked):
 
 def test_the_copy_is_the_detector_weight_for_weight_and_setting_for_setting(both):
     plain, model = both
-    assert plain.state_dict().keys() == model.state_dict().keys() and plain.config.to_dict() == model.config.to_dict()
+    assert plain.state_dict().keys() == model.state_dict().keys()
+    told = model.config.to_dict()
+    assert told.pop("likeness_weight") == 1.0 and {**told, "model_type": plain.config.model_type} == plain.config.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
+
+
+def test_the_likeness_is_weighed_and_the_words_are_not(both, asked):
+    (plain, once), (pictures, prompt) = both, asked
+    twice = TiedGroundingDinoForObjectDetection.of(plain, likeness_weight=2.0)
+    with torch.no_grad():
+        first, second = once.match(pictures, prompt), twice.match(pictures, prompt)
+    assert torch.allclose(second.logits, first.logits + first.likeness, atol=1e-5)
+    assert torch.equal(second.likeness, 2 * first.likeness) and first.likeness.abs().max() > 0
+
+
+def test_a_folder_says_how_its_detector_is_read(both, asked, tmp_path):
+    (plain, _), (pictures, prompt) = both, asked
+    model = TiedGroundingDinoForObjectDetection.of(plain, likeness_weight=1.5)
+    for kept, name in ((plain, "plain"), (model, "tied")):
+        again = load_detector(save_detector(kept, tmp_path / name))
+        assert type(again) is type(kept) and not again.training
+        with torch.no_grad():
+            assert torch.allclose(again.match(pictures, prompt).logits, kept.match(pictures, prompt).logits, atol=0.05)
+    assert load_detector(tmp_path / "tied").config.likeness_weight == 1.5
