@@ -16,8 +16,9 @@ export PATH := $(VENV)/bin:$(PATH)
 repro: $(READY)
 	$(VENV)/bin/dvc repro
 
+# two at a time, each with one thread: the smoke pipeline takes about as long as all else
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 smoke: $(READY)
 	$(VENV)/bin/python -m ard.run --all --profile smoke

@@ -75,15 +75,18 @@ def backbones(table: str) -> str:
 
 
 def asked_twice(rows: str) -> str:
-    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use."""
+    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use. With
+    `auroc` where the study asked whether the source is there."""
+    known = _rows(rows)
+    judged = "auroc" in known[0]
     lines = ["| | Recall@1 [95%] | less that in use [95%] | Recall@1 among couples [95%] | less that in use [95%] "
-             "| box on the right one of two [95%] |", "|" + " --- |" * 6]
-    for place, found in enumerate(_rows(rows)):
+             f"| box on the right one of two [95%] |{' is it there? AUROC |' if judged else ''}", "|" + " --- |" * (6 + judged)]
+    for place, found in enumerate(known):
         row = {key: _short(value) for key, value in found.items()}
-        cells = []
+        cells = [row["method"]]
         for one in ("single", "couples"):
             cells += [_interval(row, f"recall_1_{one}"), _interval(row, f"minus_{one}") if place else ""]
-        lines.append(f"| {row['method']} | {' | '.join(cells)} | {_interval(row, 'within_image')} |")
+        lines.append(f"| {' | '.join([*cells, _interval(row, 'within_image'), *([row['auroc']] if judged else [])])} |")
     return "\n".join(lines)
 
 

@@ -87,6 +87,8 @@ def test_a_study_asked_twice_has_a_line_for_each_row_beside_the_one_in_use():
     assert readme.asked_twice(rows).splitlines()[2:] == [
         "| as used | 0.500 [0.400, 0.600] |  | 0.500 [0.400, 0.600] |  | 0.900 [0.800, 1.000] |",
         "| before | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.700 [0.600, 0.800] |"]
+    head, rule, used = readme.asked_twice(rows.replace("\n", ",auroc\n", 1).replace("1\nbefore", "1,0.85\nbefore").replace("0.8\n", "0.8,0.8\n")).splitlines()[:3]
+    assert head.count("|") == rule.count("|") == used.count("|") and "AUROC" in head and used.endswith("| 0.850 |")
 
 
 def test_a_token_is_a_line_beside_the_one_in_use():

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ard.calibration import Calibration
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
+from ard.detector.reading import untied
 from ard.detector.score import rank_variants
 from ard.images import ImageError, Source
 from ard.records import Attribution
@@ -44,8 +45,9 @@ class Index:
 class Answer:
     """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery.
 
-    `sure` is the chance that the gallery holds the source at all, were every second one to hold it: the best score put on
-    the curve that validation gave. None where the detector has none (`config.calibration`), or nothing was ranked.
+    `sure` is the chance that the gallery holds the source at all, were every second one to hold it: the gallery's best score,
+    read by the exemplar's own token (`ard.detector.reading`), put on the curve that validation gave. None where the detector has
+    none (`config.calibration`), or nothing was ranked.
     """
 
     found: tuple[Attribution, ...]
@@ -59,6 +61,7 @@ class Attributor:
 
     def __init__(self, detector, processor: AttributionProcessor, batch: int = 4):
         self.detector, self.processor, self.batch = detector.eval(), processor, batch
+        self.judge = untied(self.detector)  # says whether the source is there
 
     @torch.no_grad()
     def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
@@ -101,14 +104,21 @@ class Attributor:
         if top_k < 1:
             raise ValueError(f"top_k: expected at least 1, found {top_k}")
         asked = self.ask(query, query_box, prompt)
-        index, answers = gallery if isinstance(gallery, Index) else self.index(gallery), []
-        for names, pictures, features in index.batches:
-            for one, picture in zip(rank_variants(self.detector, asked, features, names, (self.detector.config.adapters,))[0], pictures):
-                answers.append(Attribution(one.image_id, tuple(picture.back([one.box])[0].tolist()), one.score))
-        answers.sort(key=lambda a: (-a.score, a.image_id))
-        curve = self.detector.config.calibration
-        sure = float(Calibration(*curve)(answers[0].score)) if curve and answers else None
+        index = gallery if isinstance(gallery, Index) else self.index(gallery)
+        answers = sorted(self._ranked(self.detector, asked, index), key=lambda a: (-a.score, a.image_id))
+        curve, sure = self.detector.config.calibration, None
+        if curve and answers:
+            judged = answers if self.judge is self.detector else self._ranked(self.judge, asked, index)
+            sure = float(Calibration(*curve)(max(a.score for a in judged)))
         return Answer(tuple(answers[:top_k]), len(index), index.skipped, sure)
+
+    def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
+        """An answer for each picture, in its own pixels, in the order of the index."""
+        answers, variants = [], (detector.config.adapters,)
+        for names, pictures, features in index.batches:
+            for one, picture in zip(rank_variants(detector, asked, features, names, variants)[0], pictures):
+                answers.append(Attribution(one.image_id, tuple(picture.back([one.box])[0].tolist()), one.score))
+        return answers
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)

@@ -13,6 +13,7 @@ from ard.detector.attribute import Attributor
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor
 from ard.detector.published import AttributionDetector
+from ard.detector.tied import TiedGroundingDinoForObjectDetection
 from ard.geometry import GeometryError
 from ard.images import ImageError
 from tests.detector.conftest import COLOURS, square
@@ -123,6 +124,15 @@ def test_an_answer_says_how_sure_it_is_where_that_was_measured(attributor, galle
     best = answer.found[0].score
     assert answer.sure == pytest.approx(1 / (1 + np.exp(0.5) * ((1 - best) / best) ** 2), abs=1e-6)
     assert kept.attribute(gallery["cat"], BOX, "cat", {}).sure is None
+
+
+def test_which_is_read_by_words_and_likeness_and_whether_by_the_exemplars_own_token(tiny, gallery):
+    tiny.add_likeness()
+    tiny.config.score_rule, tiny.config.calibration = "exemplar", [2.0, -0.5]
+    tied = TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5)
+    plain, both = (Attributor(model, AttributionProcessor.mini()).attribute(gallery["cat"], BOX, "cat", gallery) for model in (tiny, tied))
+    assert both.sure == pytest.approx(plain.sure, abs=1e-6)
+    assert [a.score for a in both.found] != pytest.approx([a.score for a in plain.found], abs=1e-3)
 
 
 class FolderHub:

@@ -1,0 +1,32 @@
+"""How a detector's exemplars are read: one way for which image it is, another for whether the source is there at all.
+
+Words and likeness say which (`ard.detector.tied`). But some image of the class always has the words, and something that looks like
+the exemplar; whether it is *there* is told by the exemplar's own token, which was taught with captions that nothing answers
+(`phase1.absent`) and with negatives (phase 2). Not in the paper; notebook 28 asks what each reading is worth.
+"""
+
+from __future__ import annotations
+
+from ard.detector.joint import JointDetector
+from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
+from ard.detector.tied import TiedGroundingDinoForObjectDetection
+
+ONLY_TIED = {"backbone_config", "text_config", "model_type", "likeness_weight"}  # of its configuration, not to be handed on
+
+
+def untied(model: JointDetector) -> JointDetector:
+    """The detector that a tied one is a copy of, in the same mode, with its exemplars read by their own tokens plus the likeness
+    once, as both phases train it. A detector that is not tied is returned as it is."""
+    if not isinstance(model, TiedGroundingDinoForObjectDetection):
+        return model
+    told = model.config.to_dict()
+    made = AttributionGroundingDinoForObjectDetection(AttributionConfig(**{key: told[key] for key in told.keys() - ONLY_TIED}))
+    made.load_state_dict(model.state_dict())
+    return made.train(model.training)
+
+
+def read_as(model: AttributionGroundingDinoForObjectDetection, other: JointDetector) -> AttributionGroundingDinoForObjectDetection:
+    """A detector that is not tied, read as another one is: a tied copy with the other's weight, or the model as it is."""
+    if not isinstance(other, TiedGroundingDinoForObjectDetection):
+        return model
+    return TiedGroundingDinoForObjectDetection.of(model, other.config.likeness_weight)
