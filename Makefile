@@ -16,7 +16,7 @@ export PATH := $(VENV)/bin:$(PATH)
 repro: $(READY)
 	$(VENV)/bin/dvc repro
 
-# two at a time, each with one thread: the smoke pipeline takes about as long as all else
+# two files at a time, each with one thread: the smoke pipeline beside all else
 test: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 

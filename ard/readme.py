@@ -78,7 +78,7 @@ def asked_twice(rows: str) -> str:
     """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use. With
     `auroc` where the study asked whether the source is there."""
     known = _rows(rows)
-    judged = "auroc" in known[0]
+    judged = any("auroc" in row for row in known)
     lines = ["| | Recall@1 [95%] | less that in use [95%] | Recall@1 among couples [95%] | less that in use [95%] "
              f"| box on the right one of two [95%] |{' is it there? AUROC |' if judged else ''}", "|" + " --- |" * (6 + judged)]
     for place, found in enumerate(known):

@@ -8,7 +8,7 @@ from ard.detector.features import image_features, region_vectors
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
 from ard.detector.phases import PhaseData
 from ard.detector.pool import ScenePool
-from ard.geometry import to_cxcywh
+from ard.geometry import to_cxcywh, to_xyxy
 
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 180, 60), "bear": (40, 60, 220), "teddy bear": (230, 220, 50)}
 NAMES = tuple(COLOURS)
@@ -35,6 +35,18 @@ def tiny():
         decoder_attention_heads=2,
     )
     return AttributionGroundingDinoForObjectDetection(config).eval()
+
+
+@pytest.fixture
+def with_likeness(tiny):
+    """The same with a likeness head and with F and F~ that are not the identity; it reads an exemplar's own token."""
+    tiny.add_likeness()
+    with torch.no_grad():
+        for part in (tiny.score_head.region, tiny.score_head.token):
+            part.weight.add_(0.1 * torch.randn_like(part.weight))
+            part.bias.add_(0.1)
+    tiny.config.score_rule = "exemplar"
+    return tiny.eval()
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +79,9 @@ def phase_data(toy):
         names,
         tuple(frozenset({n}) for n in names),
     )
+
+
+@pytest.fixture(scope="session")
+def sources(phase_data):
+    """Class name and box, xyxy pixels, of the one thing in each toy picture."""
+    return list(zip(phase_data.names, to_xyxy(phase_data.boxes[0], 64, 64)))

@@ -9,17 +9,15 @@ from ard.detector import class_words as cw
 from ard.detector.phases import phase2_batches
 from ard.detector.prompts import EXEMPLAR, TEXT
 from ard.detector.train import TrainSettings
-from ard.geometry import to_xyxy
 from ard.validation import Watch
 
 K = 4
 
 
 @pytest.fixture
-def shown(phase_data):
+def shown(sources):
     """What the toy pictures hold: the source alone."""
-    boxes = to_xyxy(phase_data.boxes[0], 64, 64)
-    return [cw.shown_in([thing]) for thing in zip(phase_data.names, boxes)]
+    return [cw.shown_in([source]) for source in sources]
 
 
 def test_the_pictures_and_captions_are_those_of_phase_2(phase_data, shown):

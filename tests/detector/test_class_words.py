@@ -19,9 +19,8 @@ from tests.toy_attribution import ROOT, toy_dataset
 
 
 @pytest.fixture
-def shown(phase_data):
+def shown(sources):
     """What the toy pictures hold: the source, and a small cat in the corner of each."""
-    sources = [(phase_data.names[i], to_xyxy(phase_data.boxes[0, i][None], 64, 64)[0]) for i in range(len(phase_data.shown))]
     return [cw.shown_in([source, ("cat", (0, 0, 8, 8))]) for source in sources]
 
 
@@ -46,8 +45,8 @@ def test_a_thing_lights_the_words_of_its_class_and_the_source_its_exemplar_too()
     assert lit(nobody, prompt, 0, 0) == {(TEXT, 1), (TEXT, 2)}, "its words are lit, whoever is asked for"
 
 
-def test_without_others_of_its_class_a_source_is_taught_as_published(phase_data):
-    alone = [cw.shown_in([(phase_data.names[i], to_xyxy(phase_data.boxes[0, i][None], 64, 64)[0])]) for i in range(12)]
+def test_without_others_of_its_class_a_source_is_taught_as_published(phase_data, sources):
+    alone = [cw.shown_in([source]) for source in sources]
     batch = cw.class_word_batches(phase_data, alone, NAMES, 16)(np.random.default_rng(0))
     published = phase1_batches(phase_data, NAMES, 16)(np.random.default_rng(0))
     assert torch.equal(batch.features, published.features)

@@ -11,14 +11,10 @@ from tests.detector.official import small_config
 
 
 @pytest.fixture
-def plain(tiny):
-    tiny.add_likeness()
-    with torch.no_grad():
-        for part in (tiny.score_head.region, tiny.score_head.token):
-            part.weight.add_(0.1 * torch.randn_like(part.weight))
-    tiny.config.score_rule, tiny.config.calibration = "exemplar", [2.0, -0.5]
-    tiny.set_adapters(True)
-    return tiny.eval()
+def plain(with_likeness):
+    with_likeness.config.calibration = [2.0, -0.5]
+    with_likeness.set_adapters(True)
+    return with_likeness
 
 
 def test_it_answers_as_the_detector_that_was_tied(plain, phase_data):

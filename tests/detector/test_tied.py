@@ -11,15 +11,9 @@ from ard.detector.tied import TiedGroundingDinoForObjectDetection, load_detector
 
 
 @pytest.fixture
-def both(tiny):
-    """A detector with a likeness head and with F and F~ that are not the identity, and the same one tied."""
-    tiny.add_likeness()
-    with torch.no_grad():
-        for part in (tiny.score_head.region, tiny.score_head.token):
-            part.weight.add_(0.1 * torch.randn_like(part.weight))
-            part.bias.add_(0.1)
-    tiny.config.score_rule = "exemplar"
-    return tiny.eval(), TiedGroundingDinoForObjectDetection.of(tiny.eval())
+def both(with_likeness):
+    """A detector, and the same one tied."""
+    return with_likeness, TiedGroundingDinoForObjectDetection.of(with_likeness)
 
 
 @pytest.fixture
