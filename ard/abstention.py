@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ard.calibration import Calibration, calibration_error
+from ard.chances import Chances, calibration_error
 from ard.records import Attribution, Dataset, positive
 
 
@@ -22,27 +22,32 @@ def auroc(positives, negatives) -> float:
     return float(((p > n) + 0.5 * (p == n)).mean())
 
 
-def gallery_maxima(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str
-                   ) -> tuple[np.ndarray, np.ndarray]:
-    """(2 N,) the gallery's highest score for each query, first with its source in the gallery, then without; (2 N,) 1 and 0."""
-    samples = {s.sample_id: s for s in dataset.samples[split]}
-    with_source, without = [], []
-    for sample_id, answers in attributions.items():
-        own = positive(samples[sample_id], dataset.gallery[split]).image_id
-        with_source.append(max(a.score for a in answers))
-        without.append(max(a.score for a in answers if a.image_id != own))
-    return np.array(with_source + without), np.repeat([1.0, 0.0], len(with_source))
+def gallery_scores(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, n) the score of each image of the gallery, in its order, for each query; (Q,) the place of its source in it."""
+    samples, place = {s.sample_id: s for s in dataset.samples[split]}, {im.image_id: i for i, im in enumerate(dataset.gallery[split])}
+    scores = np.full((len(attributions), len(place)), np.nan)
+    for row, answers in zip(scores, attributions.values()):
+        row[[place[a.image_id] for a in answers]] = [a.score for a in answers]
+    return scores, np.array([place[positive(samples[name], dataset.gallery[split]).image_id] for name in attributions])
+
+
+def asked_twice(scores: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(2 Q, n) the scores with the sources in the gallery, then with each query's own taken out (NaN); (2 Q,) 1 and 0."""
+    without = scores.copy()
+    without[np.arange(len(scores)), source] = np.nan
+    return np.concatenate([scores, without]), np.repeat([1.0, 0.0], len(scores))
 
 
 def abstention(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str = "test",
-               calibration: Calibration | None = None) -> dict:
-    """AUROC, and ECE where scores are probabilities, of the gallery's maximum score as "the source is in here"; with a
-    calibration (fitted on another split) the ECE of what it says as well."""
-    scores, truth = gallery_maxima(attributions, dataset, split)
-    probable = bool((scores >= 0).all() and (scores <= 1).all())
-    return {"auroc": round(auroc(scores[truth == 1], scores[truth == 0]), 6), "n_queries": len(scores) // 2,
-            "ece": round(calibration_error(scores, truth), 6) if probable else None,
-            "ece_calibrated": None if calibration is None else round(calibration_error(calibration(scores), truth), 6)}
+               chances: Chances | None = None) -> dict:
+    """AUROC, and ECE where scores are probabilities, of the gallery's maximum score as "the source is in here"; with chances
+    (fitted on another split) the ECE of what they say as well."""
+    scores, there = asked_twice(*gallery_scores(attributions, dataset, split))
+    best = np.nanmax(scores, 1)
+    probable = bool((best >= 0).all() and (best <= 1).all())
+    return {"auroc": round(auroc(best[there == 1], best[there == 0]), 6), "n_queries": len(attributions),
+            "ece": round(calibration_error(best, there), 6) if probable else None,
+            "ece_calibrated": None if chances is None else round(calibration_error(np.nansum(chances(scores), 1), there), 6)}
 
 
 def separation(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str = "test") -> dict:

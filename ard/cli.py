@@ -42,8 +42,9 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
               box: str = typer.Argument(help="x0,y0,x1,y1 in its pixels"),
               gallery: Path = typer.Argument(help="folder of training pictures"),
               prompt: str = typer.Option(None, help="what is in the box, as 'cat'; nothing: by looks alone"),
-              top_k: int = typer.Option(10, help="answers printed")) -> None:
-    """Which region of which training picture did this region come from? Prints rank, score, box and file."""
+              top_k: int = typer.Option(10, help="answers printed"),
+              prior: float = typer.Option(0.5, help="chance, before looking, that the source is among them")) -> None:
+    """Which region of which training picture did this region come from? Prints rank, score, chance, box and file."""
     try:
         corners = [float(value) for value in box.split(",")]
         if not gallery.is_dir():
@@ -51,13 +52,14 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         files = sorted(path for path in gallery.rglob("*") if path.suffix.lower() in PICTURES)
         if not files:
             raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
-        answer = load_attributor(model).attribute(query, corners, prompt, files, top_k)
+        answer = load_attributor(model).attribute(query, corners, prompt, files, top_k, prior)
     except ValueError as error:  # FileError, ImageError and GeometryError among them
         raise typer.BadParameter(str(error)) from None
-    for rank, one in enumerate(answer.found, 1):
-        typer.echo(f"{rank:4}  {one.score:.4f}  {','.join(f'{v:.1f}' for v in one.box)}  {one.image_id}")
+    chances = [f"{chance:.3f}" for chance in answer.chances] or ["-"] * len(answer.found)
+    for rank, (one, chance) in enumerate(zip(answer.found, chances), 1):
+        typer.echo(f"{rank:4}  {one.score:.4f}  {chance}  {','.join(f'{v:.1f}' for v in one.box)}  {one.image_id}")
     if answer.sure is not None:
-        typer.echo(f"chance that the source is among them, were it there every second time: {answer.sure:.2f}", err=True)
+        typer.echo(f"chance that the source is among them: {answer.sure:.2f} (before looking: {prior:g})", err=True)
     for skipped in answer.skipped:
         typer.echo(f"skipped: {skipped.reason}", err=True)
     typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped", err=True)

@@ -177,6 +177,17 @@ def diagnostics(changed: str, trust: str) -> str:
     return "\n".join(lines)
 
 
+def sureness(table: str) -> str:
+    """The Markdown of what chances said and what was found, by gallery size, from the text of sureness.csv."""
+    lines = ["| images in the gallery | chance that the source is there (half is right) | ECE | AUROC | chance of the strongest image "
+             "| it is the source in | ECE |", "|" + " --- |" * 7]
+    for found in _rows(table):
+        row = {key: _short(value) for key, value in found.items()}
+        lines.append(f"| {found['gallery_size']} | {row['sure']} | {row['ece']} | {row['auroc']} | {row['claimed']} | {row['right']} "
+                     f"| {row['ece_right']} |")
+    return "\n".join(lines)
+
+
 def choices(table: str) -> str:
     """The Markdown of what was tried with each method's settings on validation, from the text of choices.csv."""
     lines = ["| method | as used | tried: Recall@1 less that of the settings used, paired [95%] | queries |", "|" + " --- |" * 4]
@@ -209,6 +220,7 @@ PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.cs
          "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
          "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),
          "companions": (("data/companions/rows.csv",), asked_twice), "scores": (("data/scores/rows.csv",), asked_twice),
+         "sureness": (("data/results/sureness.csv",), sureness),
          "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
          "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
 

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from ard.abstention import gallery_maxima
 from ard.baselines.methods import pick_queries, run_method
-from ard.calibration import Calibration, fit_calibration
 from ard.detector import phases
 from ard.detector.features import FeatureCache
 from ard.detector.method import DetectorMethod
@@ -50,15 +48,6 @@ class Validation:
         model.train(training)
         row = table2_row("", "", evaluate(answers, self.dataset, self.split))
         return {name: row[name] for name in COLUMNS}
-
-
-def calibrate(model: AttributionGroundingDinoForObjectDetection, validation: Validation) -> Calibration:
-    """What the best score of a gallery says about the source being in it, from validation queries asked with and without
-    theirs; kept in `model.config.calibration`, which answers to users and Table 2's abstention are read by."""
-    answers = run_method(DetectorMethod(model, validation.cache), validation.dataset, validation.split, validation.samples)
-    curve = fit_calibration(*gallery_maxima(answers, validation.dataset, validation.split))
-    model.config.calibration = [curve.slope, curve.offset]
-    return curve
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ard.abstention import abstention, auroc, separation
-from ard.calibration import calibration_error, fit_calibration
+from ard.chances import calibration_error
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import (
     ANALYTIC_ROWS,
@@ -215,17 +215,6 @@ def test_abstention():
         auroc([], [1])
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         calibration_error([2.0], [1])
-
-
-def test_a_calibration_says_what_happens():
-    rng = np.random.default_rng(0)
-    scores = rng.uniform(0.05, 0.95, 4000)
-    truth = rng.random(4000) < scores**3  # scores say more than is true
-    curve = fit_calibration(scores[:2000], truth[:2000])
-    rest, true = scores[2000:], truth[2000:]
-    assert calibration_error(curve(rest), true) < 0.05 < 0.2 < calibration_error(rest, true)
-    assert (np.diff(curve(np.linspace(0, 1, 50))) >= 0).all() and 0 <= curve(0.0) and curve(1.0) <= 1
-    assert auroc(curve(rest[true]), curve(rest[~true])) == pytest.approx(auroc(rest[true], rest[~true]), abs=1e-6)
 
 
 def test_knowing_the_class_separates_all_pairs_and_not_its_own():

@@ -1,4 +1,5 @@
-"""The smoke pipeline: nbval executes every notebook in the order of dvc.yaml, at smoke size, in a folder of its own.
+"""The smoke pipeline: nbval executes every notebook at smoke size in a folder of its own, in the order in which dvc.yaml says that
+they need each other.
 
 Also the rules that every notebook keeps (one question, at most 25 cells of at most 15 lines, no logic), and that
 notebooks, dvc.yaml, params.yaml and params/smoke.yaml name each other.
@@ -7,8 +8,6 @@ notebooks, dvc.yaml, params.yaml and params/smoke.yaml name each other.
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -17,36 +16,27 @@ import pytest
 from ard import notebook as nb
 from ard.config import load_params, read_yaml
 from ard.provenance import source_notebook
-from ard.run import Run
 from ard.stages import PIPELINES, prepare_workspace, stages
+from tests.smoke_pipeline import SmokePipeline, upstream
 
 ROOT = Path(__file__).parents[1]
 PIPELINE = stages(ROOT, *PIPELINES)
 SOURCES = sorted(path for path in (ROOT / "notebooks").rglob("*.ipynb") if source_notebook(path.relative_to(ROOT)))
-NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
-         "-q", "--tb=short", "-p", "no:cacheprovider"]
 each_notebook = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
+def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     prepare_workspace(ROOT, folder, PIPELINE, PIPELINE)
-    return folder
+    pipeline = SmokePipeline(ROOT, folder, PIPELINE)
+    yield pipeline
+    pipeline.close()
 
 
-@pytest.mark.parametrize("stage", PIPELINE, ids=[stage.name for stage in PIPELINE])
-def test_nbval_runs(stage, workspace):
-    run = Run(stage, ROOT, "smoke", workspace=workspace)
-    book = run.injected()
-    nb.write(book, workspace / run.notebook.name)
-    with run.environment() as environment:
-        done = subprocess.run([*NBVAL, "--rootdir", str(workspace), run.notebook.name], cwd=workspace, env=environment,
-                              capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    cells = sum(cell.cell_type == "code" for cell in book.cells)
-    assert re.search(rf"^{cells} passed", done.stdout, re.MULTILINE), f"{cells} cells expected:\n{done.stdout[-2000:]}"
-    run.finish()
+@pytest.mark.parametrize("name", [stage.name for stage in PIPELINE])
+def test_nbval_runs(name, smoke):
+    smoke.result(name)
 
 
 def test_every_notebook_is_a_stage_and_every_stage_a_notebook():
@@ -69,6 +59,14 @@ def test_each_stage_depends_on_its_code_its_section_and_earlier_stages():
         late = [dep for dep in stage.deps for out, maker in made.items()
                 if (dep == out or dep.startswith(f"{out}/")) and maker >= position]
         assert not late, f"dvc.yaml: {stage.name} stands before the stage that makes {late}"
+
+
+def test_what_a_stage_waits_for_is_what_it_reads():
+    by = {stage.name: stage for stage in PIPELINE}
+    before = {stage.name: {other.name for other in upstream(stage, PIPELINE)} for stage in PIPELINE}
+    assert before["00_world"] == set() and "07_phase2" in before["08_evaluate"] and "08_evaluate" in before["09_figures"]
+    assert "08_evaluate" not in before["07_phase2"] and before["33_couples_table"] >= {"32_couples", "07_phase2"}
+    assert all(set(before[name]) < set(by) for name in by)
 
 
 def test_params_name_only_stages_and_every_key_is_explained():

@@ -148,6 +148,14 @@ def test_diagnostics_are_a_line_for_each_detector():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_sureness_is_a_line_for_each_size():
+    rows = "gallery_size,n_queries,sure,ece,auroc,right,claimed,ece_right\n5,9,.49,.04,.95,.47,.46,.03\n100,9,.5,.1,.75,.3,.35,.2\n"
+    lines = readme.sureness(rows).splitlines()
+    assert lines[2:] == ["| 5 | 0.490 | 0.040 | 0.950 | 0.460 | 0.470 | 0.030 |",
+                         "| 100 | 0.500 | 0.100 | 0.750 | 0.350 | 0.300 | 0.200 |"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_choices_are_a_line_for_each_method():
     rows = ("method,change,recall_1,low,high,minus,minus_low,minus_high,n_queries\nAbC,as used,.5,.4,.6,0,0,0,9\n"
             "AbC,augment none,.6,.5,.7,.1,-.1,.3,9\nAbC,epochs 3,.2,.1,.3,-.3,-.4,-.2,9\nVFA,as used,1,1,1,0,0,0,4\n")

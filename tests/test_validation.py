@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from ard import validation as v
-from ard.abstention import gallery_maxima
-from ard.baselines.methods import run_method
-from ard.calibration import fit_calibration
 from ard.detector import phases
-from ard.detector.method import DetectorMethod
-from ard.detector.model import load_detector, save_detector
 from ard.detector.train import TrainSettings
 from tests.detector.conftest import NAMES
 from tests.detector.conftest import phase_data, tiny, toy  # noqa: F401
@@ -93,13 +88,3 @@ def test_phase_data_is_read_back(tmp_path, monkeypatch):
 def test_card_and_csv():
     assert v.csv_of([{"step": 1, "loss": 0.5}]) == "step,loss\n1,0.5\n"
     assert "| box_acc | 0.5000 |" in v.model_card("ARD", "a detector", {"box_acc": 0.5})
-
-
-def test_a_detector_keeps_how_sure_its_scores_are(tmp_path):
-    dataset = toy_dataset(tmp_path)
-    model, validation = tiny_detector(), v.Validation(dataset, 4)
-    curve = v.calibrate(model, validation)
-    save_detector(model, tmp_path / "model")
-    assert load_detector(tmp_path / "model").config.calibration == [curve.slope, curve.offset]
-    answers = run_method(DetectorMethod(model), dataset, "val", validation.samples)
-    assert curve == fit_calibration(*gallery_maxima(answers, dataset, "val"))

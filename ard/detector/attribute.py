@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ard.calibration import Calibration
+from ard.chances import Chances
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.reading import untied
@@ -45,15 +45,16 @@ class Index:
 class Answer:
     """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery.
 
-    `sure` is the chance that the gallery holds the source at all, were every second one to hold it: the gallery's best score,
-    read by the exemplar's own token (`ard.detector.reading`), put on the curve that validation gave. None where the detector has
-    none (`config.calibration`), or nothing was ranked.
+    `chances` are those of each picture in `found` to be the source, `sure` is that of the gallery to hold it at all, the sum over
+    all pictures ranked. They come from the scores of the exemplar's own token (`ard.detector.reading`), as validation showed what
+    these say (`ard.chances`). Empty and None where the detector was not asked that (`config.calibration`), or nothing was ranked.
     """
 
     found: tuple[Attribution, ...]
     ranked: int
     skipped: tuple[Skipped, ...]
     sure: float | None = None
+    chances: tuple[float, ...] = ()
 
 
 class Attributor:
@@ -95,22 +96,31 @@ class Attributor:
 
     @torch.no_grad()
     def attribute(self, query: Source, query_box, prompt: str | None, gallery: Index | Mapping[str, Source] | Sequence[str | Path],
-                  top_k: int = 10) -> Answer:
+                  top_k: int = 10, prior: float = 0.5) -> Answer:
         """The `top_k` gallery pictures whose strongest region answers best to the box, each with that region and its score.
 
-        query_box: xyxy pixels of `query`. prompt: what is in it ("cat"), or None to ask by looks alone. Raises ImageError or
-        GeometryError for the query, ValueError for an empty prompt or `top_k` below 1.
+        query_box: xyxy pixels of `query`. prompt: what is in it ("cat"), or None to ask by looks alone. prior: chance, before
+        looking, that the gallery holds the source. Raises ImageError or GeometryError for the query, ValueError for an empty
+        prompt, `top_k` below 1, or a prior that is not between 0 and 1.
         """
         if top_k < 1:
             raise ValueError(f"top_k: expected at least 1, found {top_k}")
+        if not 0 < prior < 1:
+            raise ValueError(f"prior: expected a chance between 0 and 1, found {prior}")
         asked = self.ask(query, query_box, prompt)
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         answers = sorted(self._ranked(self.detector, asked, index), key=lambda a: (-a.score, a.image_id))
-        curve, sure = self.detector.config.calibration, None
-        if curve and answers:
-            judged = answers if self.judge is self.detector else self._ranked(self.judge, asked, index)
-            sure = float(Calibration(*curve)(max(a.score for a in judged)))
-        return Answer(tuple(answers[:top_k]), len(index), index.skipped, sure)
+        chances = self._chances(answers, asked, index, prior)
+        told = tuple(chances[a.image_id] for a in answers[:top_k]) if chances else ()
+        return Answer(tuple(answers[:top_k]), len(index), index.skipped, sum(chances.values()) if chances else None, told)
+
+    def _chances(self, answers: Sequence[Attribution], asked: Prompt, index: Index, prior: float) -> dict[str, float]:
+        """Of each picture to be the source; empty where the detector was not asked what its scores say, or nothing was ranked."""
+        if not self.detector.config.calibration or not answers:
+            return {}
+        judged = answers if self.judge is self.detector else self._ranked(self.judge, asked, index)
+        found = Chances(*self.detector.config.calibration)([a.score for a in judged], prior)
+        return {a.image_id: chance for a, chance in zip(judged, found.tolist())}
 
     def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
         """An answer for each picture, in its own pixels, in the order of the index."""

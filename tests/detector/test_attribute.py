@@ -78,6 +78,8 @@ def test_bad_questions_are_refused(attributor, gallery):
         attributor.attribute(gallery["cat"], BOX, "  ", gallery)
     with pytest.raises(ValueError, match="top_k"):
         attributor.attribute(gallery["cat"], BOX, "cat", gallery, top_k=0)
+    with pytest.raises(ValueError, match="prior: .* found 1"):
+        attributor.attribute(gallery["cat"], BOX, "cat", gallery, prior=1)
 
 
 def test_a_caption_that_does_not_fit_is_refused():
@@ -116,14 +118,19 @@ def test_a_query_backbone_of_its_own_sees_the_query_alone(gallery):
 
 
 def test_an_answer_says_how_sure_it_is_where_that_was_measured(attributor, gallery, tmp_path):
-    assert attributor.attribute(gallery["cat"], BOX, "cat", gallery).sure is None
+    unasked = attributor.attribute(gallery["cat"], BOX, "cat", gallery)
+    assert unasked.sure is None and unasked.chances == ()
     attributor.detector.config.calibration = [2.0, -0.5]
     attributor.detector.save_pretrained(tmp_path)
     kept = Attributor(type(attributor.detector).from_pretrained(tmp_path, local_files_only=True), attributor.processor, batch=3)
-    answer = kept.attribute(gallery["cat"], BOX, "cat", gallery)
-    best = answer.found[0].score
-    assert answer.sure == pytest.approx(1 / (1 + np.exp(0.5) * ((1 - best) / best) ** 2), abs=1e-6)
-    assert kept.attribute(gallery["cat"], BOX, "cat", {}).sure is None
+    whole, some = (kept.attribute(gallery["cat"], BOX, "cat", gallery, top_k, prior=0.2) for top_k in (len(gallery), 2))
+    scores = np.clip([a.score for a in whole.found], 1e-6, 1 - 1e-6)
+    odds = np.exp(-0.5) * (scores / (1 - scores)) ** 2 / len(gallery) * 0.2 / 0.8
+    assert whole.chances == pytest.approx(odds / (1 + odds.sum()), abs=1e-6)
+    assert sum(whole.chances) == pytest.approx(whole.sure) == pytest.approx(some.sure)
+    assert some.chances == whole.chances[:2], "chances of those that are told do not depend on how many are"
+    nothing = kept.attribute(gallery["cat"], BOX, "cat", {})
+    assert nothing.sure is None and nothing.chances == ()
 
 
 def test_which_is_read_by_words_and_likeness_and_whether_by_the_exemplars_own_token(tiny, gallery):
@@ -131,7 +138,8 @@ def test_which_is_read_by_words_and_likeness_and_whether_by_the_exemplars_own_to
     tiny.config.score_rule, tiny.config.calibration = "exemplar", [2.0, -0.5]
     tied = TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5)
     plain, both = (Attributor(model, AttributionProcessor.mini()).attribute(gallery["cat"], BOX, "cat", gallery) for model in (tiny, tied))
-    assert both.sure == pytest.approx(plain.sure, abs=1e-6)
+    own = [{a.image_id: chance for a, chance in zip(answer.found, answer.chances)} for answer in (plain, both)]
+    assert both.sure == pytest.approx(plain.sure, abs=1e-6) and own[1] == pytest.approx(own[0], abs=1e-6)
     assert [a.score for a in both.found] != pytest.approx([a.score for a in plain.found], abs=1e-3)
 
 

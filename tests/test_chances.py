@@ -1,0 +1,75 @@
+"""Chances against sums by hand, and on scores whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+
+from ard.chances import Chances, calibration_error, fit_chances
+
+MEAN, SPREAD, TRUE = -4.0, 1.5, Chances(1.2, 1.2 * 4.0 - 0.5 * (1.2 * 1.5) ** 2)
+
+
+def asked(rng, queries, n):
+    """(Q, n) scores of n images, the first of them the source: log odds of others are normal, those of sources the same weighed by
+    exp(slope x + offset), which is a normal too."""
+    log_odds = rng.normal(MEAN, SPREAD, (queries, n))
+    log_odds[:, 0] += TRUE.slope * SPREAD**2
+    return expit(log_odds)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=6), st.floats(-2, 3), st.floats(-3, 3), st.floats(0.01, 0.99))
+def test_chances_are_bayes_by_hand(scores, slope, offset, prior):
+    odds = [np.exp(offset) * (s / (1 - s)) ** slope for s in scores]
+    weights = [prior / len(scores) * r for r in odds]
+    by_hand = [w / (sum(weights) + 1 - prior) for w in weights]
+    assert Chances(slope, offset)(scores, prior) == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_images_that_are_not_there_have_no_chance_and_take_none():
+    chances, scores = Chances(1.0, 0.5), np.array([[0.2, np.nan, 0.7], [np.nan, np.nan, np.nan]])
+    first, nothing = chances(scores)
+    assert first[[0, 2]] == pytest.approx(chances([0.2, 0.7])) and first[1] == 0 and (nothing == 0).all()
+
+
+def test_among_more_images_the_same_best_score_says_less():
+    few, many = (Chances(1.5, 4.0)([0.8, *[0.01] * n]).sum() for n in (4, 400))
+    assert 1 > few > many + 0.3 and many > 0.3
+
+
+def test_the_truth_is_found_and_holds_in_galleries_of_other_sizes():
+    rng = np.random.default_rng(0)
+    found = fit_chances(asked(rng, 2000, 40), np.zeros(2000, int))
+    assert found.slope == pytest.approx(TRUE.slope, abs=0.1) and found.offset == pytest.approx(TRUE.offset, abs=0.3)
+    for n, share in ((3, 0.42), (40, 0.18), (300, 0.09)):
+        with_it, without = asked(rng, 1500, n), asked(rng, 1500, n + 1)[:, 1:]
+        sure = np.concatenate([found(scores).sum(1) for scores in (with_it, without)])
+        assert calibration_error(sure, np.repeat([1, 0], 1500)) < 0.04
+        chance = found(np.concatenate([with_it, without]))
+        first = chance.argmax(1)
+        right = (first == 0) & (np.arange(3000) < 1500)
+        assert calibration_error(chance.max(1), right) < 0.04 and right.mean() == pytest.approx(share, abs=0.03)
+
+
+def test_which_column_holds_the_source_does_not_matter():
+    rng = np.random.default_rng(1)
+    scores, source = asked(rng, 60, 8), rng.integers(8, size=60)
+    moved = np.stack([np.roll(row, place) for row, place in zip(scores, source)])
+    found, same = fit_chances(scores, np.zeros(60, int)), fit_chances(moved, source)
+    assert (found.slope, found.offset) == pytest.approx((same.slope, same.offset), abs=1e-3)
+
+
+def test_few_queries_that_are_all_told_apart_give_numbers():
+    found = fit_chances([[0.9, 0.1], [0.8, 0.1]], [0, 0])
+    assert 0 < found.slope < 100 and np.isfinite(found.offset)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="prior: .* found 0"):
+        Chances(1.0, 0.0)([0.5], prior=0)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        Chances(1.0, 0.0)([1.5])
+    with pytest.raises(ValueError, match="at least one query"):
+        fit_chances(np.empty((0, 4)), [])
