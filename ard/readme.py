@@ -1,7 +1,7 @@
-"""`python -m ard.readme`: writes Table 2 on both test sets, the arena and what stands beside it, the ablations, Table 3, the
-study of tokens and the diagnostics into README.md between their markers, so that no number there is typed by hand.
+"""`python -m ard.readme`: writes the tables of results into README.md and those of studies into notebooks/README.md, between their
+markers, so that no number there is typed by hand.
 
-Reads the tables in data/ that `PARTS` names; without Table 2 the README says that there are no results yet.
+Reads the tables in data/ that `PAGES` names; without Table 2 the README says that there are no results yet.
 """
 
 from __future__ import annotations
@@ -212,17 +212,20 @@ def study(table: str) -> str:
     return "\n".join(lines)
 
 
-# name of a part, as its markers have it: the tables it is made of, and how; all but the first may be missing
-PARTS = {"results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
-         "release": (("data/tables/release.csv", "data/diagnostics/release_rows.csv"), release),
-         "couples": (("data/tables/within_image.csv", "data/tables/couples.csv"), couples),
-         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
-         "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
-         "backbones": (("data/backbones/table3.csv",), backbones), "tokens": (("data/tokens/rows.csv",), tokens),
-         "companions": (("data/companions/rows.csv",), asked_twice), "scores": (("data/scores/rows.csv",), asked_twice),
-         "sureness": (("data/results/sureness.csv",), sureness),
-         "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
-         "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}
+# page: the name of each part, as its markers have it: the tables it is made of, and how; all but the first may be missing
+PAGES = {
+    "README.md": {
+        "results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
+        "release": (("data/tables/release.csv", "data/diagnostics/release_rows.csv"), release),
+        "couples": (("data/tables/within_image.csv", "data/tables/couples.csv"), couples),
+        "sureness": (("data/results/sureness.csv",), sureness)},
+    "notebooks/README.md": {
+        "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
+        "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),
+        "companions": (("data/companions/rows.csv",), asked_twice), "scores": (("data/scores/rows.csv",), asked_twice),
+        "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
+        "tokens": (("data/tokens/rows.csv",), tokens), "backbones": (("data/backbones/table3.csv",), backbones),
+        "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}}
 
 
 def markers(part: str) -> tuple[str, str]:
@@ -230,34 +233,36 @@ def markers(part: str) -> tuple[str, str]:
     return f"<!-- {part}: written by python -m ard.readme -->", f"<!-- end of {part} -->"
 
 
-def filled(readme: str, read: Callable[[str], str | None]) -> str:
-    """The README with its parts replaced; `read` gives the text of a table, None where it is missing.
+def filled(text: str, read: Callable[[str], str | None], page: str = "README.md") -> str:
+    """The text of a page with its parts replaced; `read` gives the text of a table, None where it is missing.
 
     Raises FileError when a part's markers are not there, once each and in order.
     """
-    for part, (files, write) in PARTS.items():
-        texts = [read(file) for file in files]
-        if part == "results" or texts[0] is not None:
-            readme = _between(readme, *markers(part), write(*texts))
-    return readme
+    for part, (files, write) in PAGES[page].items():
+        tables = [read(file) for file in files]
+        if part == "results" or tables[0] is not None:
+            text = _between(text, page, *markers(part), write(*tables))
+    return text
 
 
-def _between(readme: str, start: str, end: str, text: str) -> str:
-    if readme.count(start) != 1 or readme.count(end) != 1 or readme.index(start) > readme.index(end):
-        raise FileError(f"README.md: expected one line '{start}' and after it one line '{end}'")
-    head, tail = readme.split(start)[0], readme.split(end)[1]
-    return f"{head}{start}\n{text}\n{end}{tail}"
+def _between(text: str, page: str, start: str, end: str, table: str) -> str:
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise FileError(f"{page}: expected one line '{start}' and after it one line '{end}'")
+    head, tail = text.split(start)[0], text.split(end)[1]
+    return f"{head}{start}\n{table}\n{end}{tail}"
 
 
 def main(root: Path = Path(".")) -> int:
-    """Fill README.md from the tables; returns the exit status."""
-    readme = root / "README.md"
-
+    """Fill the pages from the tables; returns the exit status."""
     def read(file: str) -> str | None:
         return (root / file).read_text(encoding="utf-8") if (root / file).is_file() else None
 
     try:
-        atomic_write_text(readme, filled(readme.read_text(encoding="utf-8"), read))
+        for page in PAGES:
+            text = read(page)
+            if text is None:
+                raise FileError(f"{page}: no such file")
+            atomic_write_text(root / page, filled(text, read, page))
     except FileError as error:
         print(f"ard.readme: {error}", file=sys.stderr)
         return 1

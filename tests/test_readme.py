@@ -1,4 +1,5 @@
-"""`ard.readme`: numbers reach the README from table2.csv only; what is committed agrees with the committed table."""
+"""`ard.readme`: numbers reach README.md and notebooks/README.md from tables only; what is committed agrees with the committed
+tables, and what a page links to is there."""
 
 import re
 import subprocess
@@ -6,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from ard import notebook as nb
 from ard import readme
 from ard.evaluation import ROWS
 from ard.files import FileError
 from ard.metrics import TABLE2_COLUMNS, to_csv
+from ard.provenance import source_notebook
 
 ROOT = Path(__file__).parents[1]
 START, END = readme.markers("results")
 PAGE = f"head\n{START}\nold\n{END}\ntail\n"
+STUDIES = "notebooks/README.md"
 TABLE2, ROWS_FILE, CHANGED, TRUST = (f"data/{name}.csv" for name in ("tables/table2", "ablations/rows", "diagnostics/changed",
                                                                     "diagnostics/trust"))
 
@@ -35,6 +39,9 @@ def test_rows_are_gated_where_there_is_a_box_and_name_their_command():
 
 def test_only_the_part_between_the_markers_is_written(tmp_path):
     (tmp_path / "README.md").write_text(PAGE)
+    assert readme.main(tmp_path) == 1, "the page of the studies is not there"
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / STUDIES).write_text("no table, no markers\n")
     assert readme.main(tmp_path) == 0
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("head\n") and text.endswith("\ntail\n") and "still in training" in text and "old" not in text
@@ -62,13 +69,13 @@ def test_ablations_stand_between_their_own_markers():
     rows = (f"{cells}\nas used,ARD-,1,1,1,as used,0,0,0,1,1\nas used,ARD,.5,.4,.6,as used,0,0,0,.9,.7\n"
             "paper,ARD,.1,.05,.15,as used,-.4,-.5,-.3,.5,.25\n")
     start, end = readme.markers("ablations")
-    page, read = f"{PAGE}{start}\nold\n{end}\nend\n", {TABLE2: table(), ROWS_FILE: rows}.get
-    text = readme.filled(page, read)
+    page, read = f"head\n{start}\nold\n{end}\nend\n", {TABLE2: table(), ROWS_FILE: rows}.get
+    text = readme.filled(page, read, STUDIES)
     assert "| as used | 0.500 [0.400, 0.600] | 0.900 | 0.700 |  |  |" in text and text.endswith(f"{end}\nend\n")
     assert "| paper | 0.100 [0.050, 0.150] | 0.500 | 0.250 | as used | -0.400 [-0.500, -0.300] |" in text and "1.000" not in text
-    assert readme.filled(text, read) == text
-    with pytest.raises(FileError, match="ablations"):
-        readme.filled(PAGE, read)
+    assert readme.filled(text, read, STUDIES) == text
+    with pytest.raises(FileError, match="notebooks/README.md: .*ablations"):
+        readme.filled(PAGE, read, STUDIES)
 
 
 def test_a_pair_of_backbones_is_a_line_with_both_phases():
@@ -181,15 +188,36 @@ def test_missing_markers_are_named(tmp_path, capsys):
     assert readme.main(tmp_path) == 1 and "README.md" in capsys.readouterr().err
 
 
-def test_committed_readme_shows_the_committed_tables():
+@pytest.mark.parametrize("name", readme.PAGES)
+def test_committed_pages_show_the_committed_tables(name):
     def committed(path):
         done = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
         return done.stdout if done.returncode == 0 else None
 
-    page = committed("README.md")
+    page = committed(name)
     if page is None:
         pytest.skip("not a git clone")
-    assert readme.filled(page, committed) == page, "run: python -m ard.readme"
+    assert readme.filled(page, committed, name) == page, "run: python -m ard.readme"
+
+
+@pytest.mark.parametrize("name", readme.PAGES)
+def test_links_between_pages_lead_somewhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    assert links
+    for link in links:
+        file, _, section = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if section else []
+        assert not section or section in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], link
+
+
+def test_every_notebook_is_listed_with_its_question():
+    text, stages = (ROOT / STUDIES).read_text(encoding="utf-8"), ROOT / "notebooks"
+    for path in (path for path in stages.rglob("*.ipynb") if source_notebook(path.relative_to(ROOT))):
+        question = nb.read(path).cells[0].source.splitlines()[0].removeprefix("# ")
+        assert f"| [`{path.stem}`](executed/{path.name}) | {question} |" in text
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL))
