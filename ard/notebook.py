@@ -29,6 +29,7 @@ TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "di
          "Literal": typing.Literal, "Any": typing.Any}
 COLOURS = 48  # of the pictures in executed notebooks: drawings and charts look the same, and take a third less than in 256
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+STYLE = re.compile(r"<style scoped>.*?</style>\s*", re.DOTALL)  # that pandas puts before each table
 
 
 class NotebookError(RuntimeError):
@@ -165,6 +166,9 @@ def _stable(output: NotebookNode, root: str) -> NotebookNode:
     if "image/png" in data:
         data.pop("image/jpeg", None)  # a picture shows itself in both; one is enough
         data["image/png"] = _light(data["image/png"])
+    if "text/html" in data:
+        data.pop("text/plain", None)  # so does a table
+        data["text/html"] = STYLE.sub("", data["text/html"])
     widget = any("widget" in kind for kind in output.data)
     output.data = NotebookNode() if widget else NotebookNode({
         kind: clean(value) if kind.startswith("text/") else value for kind, value in sorted(data.items())})

@@ -6,6 +6,7 @@ import time
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_output
 from PIL import Image
@@ -115,6 +116,15 @@ def test_normalised_copies_of_equal_runs_are_equal_bytes():
     first = run(1, "0x7f0000000001", "/home/one")
     assert first == run(5, "0x7f0000000002", "/home/two")
     assert "done at data <x at 0x...>" in first and "AAAA" in first and "widget" not in first and "it/s" not in first
+
+
+def test_a_table_is_kept_once_and_as_its_reader_sees_it():
+    frame = pd.DataFrame({"method": ["ARD"], "recall": [0.5]})
+    shown = new_output("display_data", data={"text/html": frame._repr_html_(), "text/plain": repr(frame)})
+    [output] = nb.normalise(ran("a", outputs=[shown])).cells[1].outputs
+    told = output.data["text/html"]
+    assert set(output.data) == {"text/html"} and "<style" not in told and "vertical-align" not in told
+    assert all(f">{cell}<" in told for cell in ("method", "recall", "ARD", 0.5)) and told.count("<tr") == 2
 
 
 def test_broken_notebooks_are_named(tmp_path):
