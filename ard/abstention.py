@@ -47,7 +47,7 @@ def abstention(attributions: Mapping[str, Sequence[Attribution]], dataset: Datas
     probable = bool((best >= 0).all() and (best <= 1).all())
     return {"auroc": round(auroc(best[there == 1], best[there == 0]), 6), "n_queries": len(attributions),
             "ece": round(calibration_error(best, there), 6) if probable else None,
-            "ece_calibrated": None if chances is None else round(calibration_error(np.nansum(chances(scores), 1), there), 6)}
+            "ece_calibrated": None if chances is None else round(calibration_error(chances.of_any(scores), there), 6)}
 
 
 def separation(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str = "test") -> dict:

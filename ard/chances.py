@@ -32,9 +32,16 @@ class Chances:
         prior: chance, before looking, that the gallery holds the source, each of its images alike. A score of NaN is no image.
         Raises ValueError for a prior that is not between 0 and 1, or a score that is not in [0, 1].
         """
+        return np.exp(self._logs(scores, prior)[..., :-1])
+
+    def of_any(self, scores, prior: float = 0.5) -> np.ndarray:
+        """(..., n) scores -> (...,) the sum of these chances, in [0, 1]: that the gallery holds the source."""
+        return -np.expm1(self._logs(scores, prior)[..., -1])
+
+    def _logs(self, scores, prior: float) -> np.ndarray:
         if not 0 < prior < 1:
             raise ValueError(f"prior: expected a chance between 0 and 1, found {prior}")
-        return np.exp(_log_chances(_log_odds(scores), self.slope, self.offset + np.log(prior / (1 - prior)))[..., :-1])
+        return _log_chances(_log_odds(scores), self.slope, self.offset + np.log(prior / (1 - prior)))
 
 
 def fit_chances(scores, source) -> Chances:

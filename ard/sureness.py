@@ -44,6 +44,6 @@ def drawn(rng: np.random.Generator, source: np.ndarray, whole: int, n: int) -> t
 
 def _told(strength: np.ndarray, scores: np.ndarray, source: np.ndarray, chances: Chances) -> np.ndarray:
     """(4, Q): is the source there, how likely is that said to be; is the strongest image the source, and how likely is that?"""
-    rows, first, chance = np.arange(len(source)), strength.argmax(1), chances(scores)
+    rows, first = np.arange(len(source)), strength.argmax(1)
     there = ~np.isnan(scores[rows, source])
-    return np.stack([there, np.nansum(chance, 1), there & (first == source), chance[rows, first]])
+    return np.stack([there, chances.of_any(scores), there & (first == source), chances(scores)[rows, first]])

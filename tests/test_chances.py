@@ -26,16 +26,24 @@ def test_chances_are_bayes_by_hand(scores, slope, offset, prior):
     weights = [prior / len(scores) * r for r in odds]
     by_hand = [w / (sum(weights) + 1 - prior) for w in weights]
     assert Chances(slope, offset)(scores, prior) == pytest.approx(by_hand, abs=1e-9)
+    assert Chances(slope, offset).of_any(scores, prior) == pytest.approx(sum(by_hand), abs=1e-9)
+
+
+def test_scores_that_leave_no_doubt_are_chances_still():
+    scores = np.random.default_rng(0).uniform(0.9, 1, (200, 50))
+    sure = Chances(80.0, 5.0).of_any(scores)
+    assert sure.max() <= 1 and sure.min() >= 0 and calibration_error(sure, np.ones(200)) == pytest.approx(0, abs=1e-9)
 
 
 def test_images_that_are_not_there_have_no_chance_and_take_none():
     chances, scores = Chances(1.0, 0.5), np.array([[0.2, np.nan, 0.7], [np.nan, np.nan, np.nan]])
     first, nothing = chances(scores)
     assert first[[0, 2]] == pytest.approx(chances([0.2, 0.7])) and first[1] == 0 and (nothing == 0).all()
+    assert chances.of_any(scores) == pytest.approx([chances.of_any([0.2, 0.7]), 0])
 
 
 def test_among_more_images_the_same_best_score_says_less():
-    few, many = (Chances(1.5, 4.0)([0.8, *[0.01] * n]).sum() for n in (4, 400))
+    few, many = (Chances(1.5, 4.0).of_any([0.8, *[0.01] * n]) for n in (4, 400))
     assert 1 > few > many + 0.3 and many > 0.3
 
 
@@ -45,7 +53,7 @@ def test_the_truth_is_found_and_holds_in_galleries_of_other_sizes():
     assert found.slope == pytest.approx(TRUE.slope, abs=0.1) and found.offset == pytest.approx(TRUE.offset, abs=0.3)
     for n, share in ((3, 0.42), (40, 0.18), (300, 0.09)):
         with_it, without = asked(rng, 1500, n), asked(rng, 1500, n + 1)[:, 1:]
-        sure = np.concatenate([found(scores).sum(1) for scores in (with_it, without)])
+        sure = np.concatenate([found.of_any(scores) for scores in (with_it, without)])
         assert calibration_error(sure, np.repeat([1, 0], 1500)) < 0.04
         chance = found(np.concatenate([with_it, without]))
         first = chance.argmax(1)

@@ -110,17 +110,17 @@ class Attributor:
         asked = self.ask(query, query_box, prompt)
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         answers = sorted(self._ranked(self.detector, asked, index), key=lambda a: (-a.score, a.image_id))
-        chances = self._chances(answers, asked, index, prior)
+        chances, sure = self._chances(answers, asked, index, prior)
         told = tuple(chances[a.image_id] for a in answers[:top_k]) if chances else ()
-        return Answer(tuple(answers[:top_k]), len(index), index.skipped, sum(chances.values()) if chances else None, told)
+        return Answer(tuple(answers[:top_k]), len(index), index.skipped, sure, told)
 
-    def _chances(self, answers: Sequence[Attribution], asked: Prompt, index: Index, prior: float) -> dict[str, float]:
-        """Of each picture to be the source; empty where the detector was not asked what its scores say, or nothing was ranked."""
+    def _chances(self, answers: Sequence[Attribution], asked: Prompt, index: Index, prior: float) -> tuple[dict[str, float], float | None]:
+        """Of each picture to be the source, and of any; none where the detector was not asked what its scores say, or nothing ranked."""
         if not self.detector.config.calibration or not answers:
-            return {}
+            return {}, None
         judged = answers if self.judge is self.detector else self._ranked(self.judge, asked, index)
-        found = Chances(*self.detector.config.calibration)([a.score for a in judged], prior)
-        return {a.image_id: chance for a, chance in zip(judged, found.tolist())}
+        chances, scores = Chances(*self.detector.config.calibration), [a.score for a in judged]
+        return dict(zip((a.image_id for a in judged), chances(scores, prior).tolist())), float(chances.of_any(scores, prior))
 
     def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
         """An answer for each picture, in its own pixels, in the order of the index."""
