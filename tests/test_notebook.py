@@ -159,10 +159,10 @@ def test_large_pictures_are_normalised_quickly_lightened_and_kept_once():
     shown = new_output("display_data", data={"image/png": picture, "image/jpeg": picture, "text/plain": "<Image>"})
     small = new_output("display_data", data={"image/png": png(noise[:8, :8])})
     log = new_output("stream", name="stdout", text="x" * 1_000_000 + "\r" + "done\r\nnext\n")
-    started = time.perf_counter()
+    started = time.process_time()
     cell = new_code_cell("show()", outputs=[shown, small, log])
     outputs = nb.normalise(nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5  # of this process: other tests run beside it
     assert set(outputs[0].data) == {"image/png", "text/plain"} and outputs[2].text == "done\r\nnext\n"
     light = Image.open(io.BytesIO(base64.b64decode(outputs[0].data["image/png"])))
     assert light.size == (1000, 700) and len(outputs[0].data["image/png"]) < 0.5 * len(picture)
