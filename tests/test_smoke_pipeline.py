@@ -14,14 +14,18 @@ CHAIN = [Stage("a", (), ("data/a",)), Stage("b", ("data/a",), ("data/b",)), Stag
 
 
 class Recorded(SmokePipeline):
-    def __init__(self, fail=()):
+    def __init__(self, fail=(), held=False):
         self.fail, self.log, self.running, self.most, self.count = fail, [], 0, 0, threading.Lock()
+        self.gate = threading.Event()
+        if not held:
+            self.gate.set()
         super().__init__(Path("."), Path("."), CHAIN)
 
     def _run(self, stage):
         with self.count:
             self.running += 1
             self.most = max(self.most, self.running)
+        self.gate.wait()
         time.sleep(0.02)
         with self.count:
             self.running -= 1
@@ -52,6 +56,13 @@ def test_what_reads_a_stage_that_failed_does_not_run_and_says_so():
 
 
 def test_closed_early_it_starts_nothing_more():
-    pipeline = Recorded()
+    pipeline = Recorded(held=True)
+
+    def let_go():
+        while pipeline.waiting:
+            time.sleep(0.01)
+        pipeline.gate.set()
+
+    threading.Thread(target=let_go).start()
     pipeline.close()
-    assert len(pipeline.log) < len(CHAIN) and pipeline.running == 0
+    assert sorted(pipeline.log) == ["a", "d", "f"] and pipeline.running == 0, "what waits for nothing had been handed in"
