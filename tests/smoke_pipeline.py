@@ -71,6 +71,10 @@ class SmokePipeline:
 
 
 def upstream(stage: Stage, pipeline: Sequence[Stage]) -> list[Stage]:
-    """The stages that make what a stage reads: a file of theirs, one below it, or one above it."""
-    return [other for other in pipeline if other != stage
-            and any(f"{dep}/".startswith(f"{out}/") or f"{out}/".startswith(f"{dep}/") for dep in stage.deps for out in other.outs)]
+    """The other stages of a pipeline that make what a stage reads."""
+    return [other for other in pipeline if other != stage and reads(stage, other)]
+
+
+def reads(stage: Stage, other: Stage) -> bool:
+    """Whether a stage reads what another one makes: that file or folder, what lies in it, or a folder that it lies in."""
+    return any(f"{dep}/".startswith(f"{out}/") or f"{out}/".startswith(f"{dep}/") for dep in stage.deps for out in other.outs)
