@@ -42,7 +42,7 @@ def test_attribute_prints_every_picture_of_the_folder_strongest_first(place):
 
 
 def test_a_detector_that_is_read_by_words_and_likeness_answers_so(place, tiny):  # noqa: F811
-    save_detector(TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5), place / "tied")
+    save_detector(TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5, pooling=2.0), place / "tied")
     assert isinstance(cli.load_attributor(place / "tied").detector, TiedGroundingDinoForObjectDetection)
     result = run("attribute", place / "tied", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat")
     assert result.exit_code == 0 and "4 pictures ranked" in result.output

@@ -14,10 +14,10 @@ import torch
 from tqdm import tqdm
 
 from ard.chances import Chances
+from ard.detector.pooling import rank_variants
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.reading import untied
-from ard.detector.score import rank_variants
 from ard.images import ImageError, Source
 from ard.records import Attribution
 
@@ -97,7 +97,7 @@ class Attributor:
     @torch.no_grad()
     def attribute(self, query: Source, query_box, prompt: str | None, gallery: Index | Mapping[str, Source] | Sequence[str | Path],
                   top_k: int = 10, prior: float = 0.5) -> Answer:
-        """The `top_k` gallery pictures whose strongest region answers best to the box, each with that region and its score.
+        """The `top_k` gallery pictures that answer best to the box, each with the region that does and its score.
 
         query_box: xyxy pixels of `query`. prompt: what is in it ("cat"), or None to ask by looks alone. prior: chance, before
         looking, that the gallery holds the source. Raises ImageError or GeometryError for the query, ValueError for an empty

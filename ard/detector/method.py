@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ard.detector.features import FeatureCache, region_vectors
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
+from ard.detector.pooling import rank_variants
 from ard.detector.prompts import Phrase, Prompt, build_prompt
-from ard.detector.score import rank_variants
 from ard.records import Attribution, Gallery, Query
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from ard.detector.joint import JointDetector
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
-from ard.detector.tied import TiedGroundingDinoForObjectDetection
-
-ONLY_TIED = {"backbone_config", "text_config", "model_type", "likeness_weight"}  # of its configuration, not to be handed on
+from ard.detector.tied import TiedGroundingDinoForObjectDetection, shared
 
 
 def untied(model: JointDetector) -> JointDetector:
@@ -19,14 +17,25 @@ def untied(model: JointDetector) -> JointDetector:
     once, as both phases train it. A detector that is not tied is returned as it is."""
     if not isinstance(model, TiedGroundingDinoForObjectDetection):
         return model
-    told = model.config.to_dict()
-    made = AttributionGroundingDinoForObjectDetection(AttributionConfig(**{key: told[key] for key in told.keys() - ONLY_TIED}))
+    made = AttributionGroundingDinoForObjectDetection(AttributionConfig(**shared(model.config)))
     made.load_state_dict(model.state_dict())
     return made.train(model.training)
 
 
 def read_as(model: AttributionGroundingDinoForObjectDetection, other: JointDetector) -> AttributionGroundingDinoForObjectDetection:
-    """A detector that is not tied, read as another one is: a tied copy with the other's weight, or the model as it is."""
+    """A detector that is not tied, read as another one is: a tied copy with the other's settings, or the model as it is."""
     if not isinstance(other, TiedGroundingDinoForObjectDetection):
         return model
-    return TiedGroundingDinoForObjectDetection.of(model, other.config.likeness_weight)
+    return TiedGroundingDinoForObjectDetection.of(model, **other.config.reading())
+
+
+def pooling_at(model: AttributionGroundingDinoForObjectDetection, temperature: float) -> AttributionGroundingDinoForObjectDetection:
+    """The detector, which from now on answers with all of an image's regions (`ard.detector.pooling`); with 0, its strongest.
+
+    ValueError: it is not tied, so it does not keep words and likeness apart.
+    """
+    if isinstance(model, TiedGroundingDinoForObjectDetection):
+        model.config.pooling = temperature
+    elif temperature:
+        raise ValueError(f"pooling {temperature}: only a tied detector pools; its phase 1 needs a likeness_weight")
+    return model

@@ -20,11 +20,16 @@ from ard.detector.prompts import EXEMPLAR, TEXT, Prompt
 
 
 class TiedConfig(AttributionConfig):
-    """That of the detector, and how much more than the words the likeness counts."""
+    """That of the detector, and how it is read."""
 
     model_type = "attribution-grounding-dino-tied"
 
-    likeness_weight: float = 1.0
+    likeness_weight: float = 1.0  # how much more than the words the likeness counts
+    pooling: float = 0.0  # temperature at which an image answers with all of its regions (`ard.detector.pooling`); 0: the strongest
+
+    def reading(self) -> dict[str, float]:
+        """What it has beyond the detector's own."""
+        return {"likeness_weight": self.likeness_weight, "pooling": self.pooling}
 
 
 class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetection):
@@ -35,11 +40,10 @@ class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetec
     config: TiedConfig
 
     @classmethod
-    def of(cls, model: AttributionGroundingDinoForObjectDetection, likeness_weight: float = 1.0) -> TiedGroundingDinoForObjectDetection:
+    def of(cls, model: AttributionGroundingDinoForObjectDetection, likeness_weight: float = 1.0,
+           pooling: float = 0.0) -> TiedGroundingDinoForObjectDetection:
         """A copy of the detector with its tokens tied, in the same mode."""
-        told = model.config.to_dict()
-        told = {key: told[key] for key in told.keys() - {"backbone_config", "text_config", "model_type", "likeness_weight"}}
-        made = cls(TiedConfig(**told, likeness_weight=likeness_weight))
+        made = cls(TiedConfig(**shared(model.config), likeness_weight=likeness_weight, pooling=pooling))
         made.load_state_dict(model.state_dict())
         return made.train(model.training)
 
@@ -51,6 +55,12 @@ class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetec
         last = self.score_head(found.regions, tokens, found.present, adapted) + likeness
         logits = torch.cat([found.layer_logits[:, :-1], last[:, None].float()], 1)
         return replace(found, tokens=tokens, likeness=likeness, layer_logits=logits)
+
+
+def shared(config: AttributionConfig) -> dict:
+    """The settings that a detector and a tied copy of it have alike."""
+    own = {"backbone_config", "text_config", "model_type", *TiedConfig().reading()}
+    return {key: value for key, value in config.to_dict().items() if key not in own}
 
 
 def tied(tokens: Tensor, prompt: Prompt) -> Tensor:

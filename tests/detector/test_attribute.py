@@ -136,11 +136,18 @@ def test_an_answer_says_how_sure_it_is_where_that_was_measured(attributor, galle
 def test_which_is_read_by_words_and_likeness_and_whether_by_the_exemplars_own_token(tiny, gallery):
     tiny.add_likeness()
     tiny.config.score_rule, tiny.config.calibration = "exemplar", [2.0, -0.5]
-    tied = TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5)
+    tied = TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5, pooling=2.0)
     plain, both = (Attributor(model, AttributionProcessor.mini()).attribute(gallery["cat"], BOX, "cat", gallery) for model in (tiny, tied))
     own = [{a.image_id: chance for a, chance in zip(answer.found, answer.chances)} for answer in (plain, both)]
     assert both.sure == pytest.approx(plain.sure, abs=1e-6) and own[1] == pytest.approx(own[0], abs=1e-6)
     assert [a.score for a in both.found] != pytest.approx([a.score for a in plain.found], abs=1e-3)
+
+
+def test_all_regions_answer_also_where_looks_alone_are_asked_by(tiny, gallery):
+    tiny.add_likeness()
+    strongest, pooled = (Attributor(TiedGroundingDinoForObjectDetection.of(tiny, 1.5, pooling), AttributionProcessor.mini())
+                         .attribute(gallery["cat"], BOX, None, gallery) for pooling in (0.0, 2.0))
+    assert strongest.ranked == pooled.ranked == len(pooled.found) and strongest.found != pooled.found
 
 
 class FolderHub:

@@ -5,7 +5,7 @@ import torch
 
 from ard.detector.prompts import EXEMPLAR, Phrase, build_prompt
 from ard.detector.published import AttributionDetector
-from ard.detector.reading import read_as, untied
+from ard.detector.reading import pooling_at, read_as, untied
 from ard.detector.tied import TiedGroundingDinoForObjectDetection
 from tests.detector.official import small_config
 
@@ -34,6 +34,19 @@ def test_tied_it_reads_the_exemplar_otherwise_and_tied_again_as_before(plain, ph
         first, own, again = (model.match(phase_data.gallery[0, :6], prompt).logits[..., exemplar] for model in (
             tied, untied(tied), read_as(untied(tied), tied)))
     assert torch.equal(first, again) and not torch.allclose(first, own, atol=0.1)
+
+
+def test_another_is_read_as_it_is_in_every_setting(plain):
+    told = {"likeness_weight": 1.5, "pooling": 2.0}
+    assert read_as(plain, TiedGroundingDinoForObjectDetection.of(plain, **told)).config.reading() == told
+
+
+def test_only_a_tied_detector_can_be_told_to_pool(plain):
+    tied = TiedGroundingDinoForObjectDetection.of(plain, likeness_weight=1.5)
+    assert pooling_at(tied, 2.0) is tied and tied.config.reading() == {"likeness_weight": 1.5, "pooling": 2.0}
+    assert pooling_at(plain, 0.0) is plain and not hasattr(plain.config, "pooling")
+    with pytest.raises(ValueError, match="pooling 2.0: only a tied detector pools"):
+        pooling_at(plain, 2.0)
 
 
 def test_what_is_changed_untied_leaves_the_tied_one_alone(plain):

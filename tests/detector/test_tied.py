@@ -60,7 +60,9 @@ def test_the_copy_is_the_detector_weight_for_weight_and_setting_for_setting(both
     plain, model = both
     assert plain.state_dict().keys() == model.state_dict().keys()
     told = model.config.to_dict()
-    assert told.pop("likeness_weight") == 1.0 and {**told, "model_type": plain.config.model_type} == plain.config.to_dict()
+    reading = {name: told.pop(name) for name in ("likeness_weight", "pooling")}
+    assert reading == model.config.reading() == {"likeness_weight": 1.0, "pooling": 0.0}
+    assert {**told, "model_type": plain.config.model_type} == plain.config.to_dict()
     assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values()))
 
 
@@ -75,10 +77,10 @@ def test_the_likeness_is_weighed_and_the_words_are_not(both, asked):
 
 def test_a_folder_says_how_its_detector_is_read(both, asked, tmp_path):
     (plain, _), (pictures, prompt) = both, asked
-    model = TiedGroundingDinoForObjectDetection.of(plain, likeness_weight=1.5)
+    model = TiedGroundingDinoForObjectDetection.of(plain, likeness_weight=1.5, pooling=2.0)
     for kept, name in ((plain, "plain"), (model, "tied")):
         again = load_detector(save_detector(kept, tmp_path / name))
         assert type(again) is type(kept) and not again.training
         with torch.no_grad():
             assert torch.allclose(again.match(pictures, prompt).logits, kept.match(pictures, prompt).logits, atol=0.05)
-    assert load_detector(tmp_path / "tied").config.likeness_weight == 1.5
+    assert load_detector(tmp_path / "tied").config.reading() == {"likeness_weight": 1.5, "pooling": 2.0}
