@@ -19,6 +19,9 @@ from ard.detector.model import load_detector as load_untied
 from ard.detector.prompts import EXEMPLAR, TEXT, Prompt
 
 
+READING = ("likeness_weight", "pooling")  # the settings that a tied detector has beyond those of the one it is a copy of
+
+
 class TiedConfig(AttributionConfig):
     """That of the detector, and how it is read."""
 
@@ -28,8 +31,8 @@ class TiedConfig(AttributionConfig):
     pooling: float = 0.0  # temperature at which an image answers with all of its regions (`ard.detector.pooling`); 0: the strongest
 
     def reading(self) -> dict[str, float]:
-        """What it has beyond the detector's own."""
-        return {"likeness_weight": self.likeness_weight, "pooling": self.pooling}
+        """The settings of `READING`, by name."""
+        return {name: getattr(self, name) for name in READING}
 
 
 class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetection):
@@ -59,7 +62,7 @@ class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetec
 
 def shared(config: AttributionConfig) -> dict:
     """The settings that a detector and a tied copy of it have alike."""
-    own = {"backbone_config", "text_config", "model_type", *TiedConfig().reading()}
+    own = {"backbone_config", "text_config", "model_type", *READING}
     return {key: value for key, value in config.to_dict().items() if key not in own}
 
 
