@@ -39,15 +39,19 @@ def asked_twice(scores: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def abstention(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str = "test",
-               chances: Chances | None = None) -> dict:
+               chances: Chances | None = None, ranked: Mapping[str, Sequence[Attribution]] | None = None) -> dict:
     """AUROC, and ECE where scores are probabilities, of the gallery's maximum score as "the source is in here"; with chances
-    (fitted on another split) the ECE of what they say as well."""
+    (fitted on another split) the ECE of what they say as well, to the answers by which images are `ranked` too if these are
+    others. Raises ValueError for those of other queries."""
+    if ranked is not None and list(ranked) != list(attributions):
+        raise ValueError("abstention: expected answers to the same queries")
     scores, there = asked_twice(*gallery_scores(attributions, dataset, split))
+    other = None if ranked is None else asked_twice(*gallery_scores(ranked, dataset, split))[0]
     best = np.nanmax(scores, 1)
     probable = bool((best >= 0).all() and (best <= 1).all())
     return {"auroc": round(auroc(best[there == 1], best[there == 0]), 6), "n_queries": len(attributions),
             "ece": round(calibration_error(best, there), 6) if probable else None,
-            "ece_calibrated": None if chances is None else round(calibration_error(chances.of_any(scores), there), 6)}
+            "ece_calibrated": None if chances is None else round(calibration_error(chances.of_any(scores, other), there), 6)}
 
 
 def separation(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str = "test") -> dict:

@@ -188,6 +188,17 @@ def sureness(table: str) -> str:
     return "\n".join(lines)
 
 
+def presence(table: str) -> str:
+    """The Markdown of how well methods tell whether the source is there, from the text of release_presence.csv."""
+    lines = ["| method | source in the gallery? AUROC [95%] | less ARD's, paired [95%] | ECE | chance said, on average |",
+             "|" + " --- |" * 5]
+    for found in _rows(table):
+        row = {key: _short(value) for key, value in found.items()}
+        less = "–" if found["method"] == "ARD" else _interval(row, "minus")
+        lines.append(f"| {found['method']} | {_interval(row, 'auroc')} | {less} | {row['ece']} | {row['sure']} |")
+    return "\n".join(lines)
+
+
 def choices(table: str) -> str:
     """The Markdown of what was tried with each method's settings on validation, from the text of choices.csv."""
     lines = ["| method | as used | tried: Recall@1 less that of the settings used, paired [95%] | queries |", "|" + " --- |" * 4]
@@ -218,7 +229,8 @@ PAGES = {
         "results": (("data/tables/table2.csv", "data/diagnostics/table2_rows.csv"), results),
         "release": (("data/tables/release.csv", "data/diagnostics/release_rows.csv"), release),
         "couples": (("data/tables/within_image.csv", "data/tables/couples.csv"), couples),
-        "sureness": (("data/results/sureness.csv",), sureness)},
+        "sureness": (("data/results/sureness.csv",), sureness),
+        "presence": (("data/tables/release_presence.csv",), presence)},
     "notebooks/README.md": {
         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), arena),
         "choices": (("data/choices/choices.csv",), choices), "study": (("data/abc/study.csv",), study),

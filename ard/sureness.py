@@ -18,7 +18,7 @@ def sureness(ranked: Mapping[str, Sequence[Attribution]], judged: Mapping[str, S
 
     `sure`: mean chance that the source is there, which it is in half; `ece`, `auroc`: how well that tells. `right`: share in which
     the strongest image is the source; `claimed`: mean chance it is given; `ece_right`: how well that tells. Which is strongest is
-    read from `ranked`, chances from `judged`, answers to the same queries (ValueError if not).
+    read from `ranked`, chances from `judged` and `ranked`, answers to the same queries (ValueError if not).
     """
     if list(ranked) != list(judged):
         raise ValueError("sureness: expected the same queries, ranked and judged")
@@ -26,7 +26,7 @@ def sureness(ranked: Mapping[str, Sequence[Attribution]], judged: Mapping[str, S
     rng, rows, (queries, whole) = np.random.default_rng(seed), [], scores.shape
     for n in [*(n for n in sizes if n < whole), whole]:
         galleries = [g for _ in range(draws if n < whole else 1) for g in drawn(rng, source, whole, n)]
-        told = [_told(np.where(g, strength, -np.inf), np.where(g, scores, np.nan), source, chances) for g in galleries]
+        told = [_told(*(np.where(g, x, np.nan) for x in (strength, scores)), source, chances) for g in galleries]
         there, sure, right, claimed = np.concatenate(told, 1)
         row = {"sure": sure.mean(), "ece": calibration_error(sure, there), "auroc": auroc(sure[there == 1], sure[there == 0]),
                "right": right.mean(), "claimed": claimed.mean(), "ece_right": calibration_error(claimed, right)}
@@ -44,6 +44,6 @@ def drawn(rng: np.random.Generator, source: np.ndarray, whole: int, n: int) -> t
 
 def _told(strength: np.ndarray, scores: np.ndarray, source: np.ndarray, chances: Chances) -> np.ndarray:
     """(4, Q): is the source there, how likely is that said to be; is the strongest image the source, and how likely is that?"""
-    rows, first = np.arange(len(source)), strength.argmax(1)
+    rows, first = np.arange(len(source)), np.nanargmax(strength, 1)
     there = ~np.isnan(scores[rows, source])
-    return np.stack([there, chances.of_any(scores), there & (first == source), chances(scores)[rows, first]])
+    return np.stack([there, chances.of_any(scores, strength), there & (first == source), chances(scores, strength)[rows, first]])

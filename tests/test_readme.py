@@ -163,6 +163,15 @@ def test_sureness_is_a_line_for_each_size():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_presence_is_a_line_for_each_method():
+    rows = ("method,n_queries,auroc,auroc_low,auroc_high,minus,minus_low,minus_high,ece,sure\nARD,9,.8,.7,.9,0,0,0,.05,.49\n"
+            "rival,9,.75,.6,.8,-.05,-.1,.01,.11,.52\n")
+    lines = readme.presence(rows).splitlines()
+    assert lines[2:] == ["| ARD | 0.800 [0.700, 0.900] | – | 0.050 | 0.490 |",
+                         "| rival | 0.750 [0.600, 0.800] | -0.050 [-0.100, 0.010] | 0.110 | 0.520 |"]
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_choices_are_a_line_for_each_method():
     rows = ("method,change,recall_1,low,high,minus,minus_low,minus_high,n_queries\nAbC,as used,.5,.4,.6,0,0,0,9\n"
             "AbC,augment none,.6,.5,.7,.1,-.1,.3,9\nAbC,epochs 3,.2,.1,.3,-.3,-.4,-.2,9\nVFA,as used,1,1,1,0,0,0,4\n")

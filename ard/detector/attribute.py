@@ -46,8 +46,8 @@ class Answer:
     """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery.
 
     `chances` are those of each picture in `found` to be the source, `sure` is that of the gallery to hold it at all, the sum over
-    all pictures ranked. They come from the scores of the exemplar's own token (`ard.detector.reading`), as validation showed what
-    these say (`ard.chances`). Empty and None where the detector was not asked that (`config.calibration`), or nothing was ranked.
+    all pictures ranked. They come from the scores in `found` and those of the exemplar's own token (`ard.detector.reading`), as
+    validation showed what these say (`ard.chances`). Empty and None where the detector was not asked that (`config.calibration`), or nothing was ranked.
     """
 
     found: tuple[Attribution, ...]
@@ -119,8 +119,9 @@ class Attributor:
         if not self.detector.config.calibration or not answers:
             return {}, None
         judged = answers if self.judge is self.detector else self._ranked(self.judge, asked, index)
-        chances, scores = Chances(*self.detector.config.calibration), [a.score for a in judged]
-        return dict(zip((a.image_id for a in judged), chances(scores, prior).tolist())), float(chances.of_any(scores, prior))
+        own, chances = {a.image_id: a.score for a in judged}, Chances(*self.detector.config.calibration)
+        scores = [own[a.image_id] for a in answers], [a.score for a in answers]
+        return dict(zip((a.image_id for a in answers), chances(*scores, prior).tolist())), float(chances.of_any(*scores, prior))
 
     def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
         """An answer for each picture, in its own pixels, in the order of the index."""

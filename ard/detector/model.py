@@ -45,7 +45,7 @@ class AttributionConfig(MMGroundingDinoConfig):
     adapter: str = "linear"  # what they are, a key of score_head.ADAPTERS
     scaled_logits: bool = True  # token logits divided by sqrt(d), with a bias (MM Grounding DINO)
     likeness: bool = False  # regions and exemplars also compared by what is in them (not in the paper)
-    calibration: list | None = None  # slope and offset of `ard.chances.Chances`, once measured
+    calibration: list | None = None  # the numbers of `ard.chances.Chances`, once measured
 
     def __post_init__(self, **kwargs):
         # placeholders: MM Grounding DINO insists on backbones; they only fix the widths of the projections

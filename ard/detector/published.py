@@ -40,7 +40,7 @@ class AttributionDetectorConfig(MMGroundingDinoConfig):
     adapters: bool = False  # F and F~ of the score head in use (after phase 1)
     adapter: str = "linear"  # what they are, a key of score_head.ADAPTERS
     shared_vision: bool = True  # I_1 and I_2 of the paper are one backbone
-    calibration: list | None = None  # slope and offset of `ard.chances.Chances`, once measured
+    calibration: list | None = None  # the numbers of `ard.chances.Chances`, once measured
 
 
 def published_config(size: str, **changes) -> AttributionDetectorConfig:

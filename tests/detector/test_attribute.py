@@ -9,6 +9,7 @@ import transformers.utils.hub as hub
 from huggingface_hub import ModelCard, RepoUrl
 from PIL import Image
 
+from ard.chances import Chances
 from ard.detector.attribute import Attributor
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor
@@ -141,6 +142,16 @@ def test_which_is_read_by_words_and_likeness_and_whether_by_the_exemplars_own_to
     own = [{a.image_id: chance for a, chance in zip(answer.found, answer.chances)} for answer in (plain, both)]
     assert both.sure == pytest.approx(plain.sure, abs=1e-6) and own[1] == pytest.approx(own[0], abs=1e-6)
     assert [a.score for a in both.found] != pytest.approx([a.score for a in plain.found], abs=1e-3)
+
+
+def test_chances_are_of_both_readings_of_each_picture(tiny, gallery):
+    tiny.add_likeness()
+    tiny.config.score_rule, tiny.config.calibration = "exemplar", [2.0, -0.5, 0.7, 0.4]
+    tied = TiedGroundingDinoForObjectDetection.of(tiny, likeness_weight=1.5, pooling=2.0)
+    plain, both = (Attributor(model, AttributionProcessor.mini()).attribute(gallery["cat"], BOX, "cat", gallery) for model in (tiny, tied))
+    own = {a.image_id: a.score for a in plain.found}
+    by_hand = Chances(2.0, -0.5, 0.7, 0.4)([own[a.image_id] for a in both.found], [a.score for a in both.found])
+    assert both.chances == pytest.approx(by_hand, abs=1e-5) and both.sure == pytest.approx(by_hand.sum(), abs=1e-5)
 
 
 def test_all_regions_answer_also_where_looks_alone_are_asked_by(tiny, gallery):

@@ -1,0 +1,67 @@
+"""Is the source in the gallery at all? How well methods tell, side by side (DESIGN 8; `ard.chances`).
+
+Which image it is, a measure of likeness may tell as well as a detector; this asks what else was learned. Notebook 31 asks it of the
+second test set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+from ard.abstention import asked_twice, auroc
+from ard.chances import Chances, calibration_error
+
+REPEATS = 2000
+
+
+def unit(similarity) -> np.ndarray:
+    """Cosines, -1 to 1, as scores in [0, 1] of the same order; 0 for an image in which nothing was found (-inf)."""
+    return (1 + np.maximum(np.asarray(similarity, np.float64), -1)) / 2
+
+
+def sure(chances: Chances, scores: np.ndarray, source: np.ndarray, ranked: np.ndarray | None = None) -> np.ndarray:
+    """(2, Q) how sure a method is that the source is there, of each query asked with it in the gallery, and without.
+
+    scores, source: (Q, n), (Q,) as of `ard.abstention.gallery_scores`. ranked: (Q, n) scores by which images are ranked, if others.
+    """
+    twice = [None if of is None else asked_twice(of, source)[0] for of in (scores, ranked)]
+    return chances.of_any(*twice).reshape(2, -1)
+
+
+def presence(said: Mapping[str, np.ndarray], owners: Sequence[Hashable]) -> list[dict]:
+    """A row for each method of `said` (`sure`, of the same queries), the first of them the one that others are compared with.
+
+    `auroc`: how often what is said with a source there is above what is said without, over all pairs of queries; `minus`: the
+    method's less the first's; `ece`, and `sure`, the mean of all, where one half is right.
+
+    Intervals, `_low` and `_high`, resample exemplars, the owners of the queries, and are NaN where there is but one. Raises
+    ValueError where methods were not asked as many queries as have `owners`.
+    """
+    first, (_, index) = next(iter(said)), np.unique(np.asarray([str(o) for o in owners]), return_inverse=True)
+    if {of.shape for of in said.values()} != {(2, len(index))}:
+        raise ValueError(f"presence: expected two numbers a query, of {len(index)} queries, from each method")
+    drawn = np.random.default_rng(0).multinomial(index.max() + 1, np.full(index.max() + 1, 1 / (index.max() + 1)), REPEATS)
+    drawn = (drawn if index.max() else np.full(drawn.shape, np.nan))[:, index]
+    resampled = {name: _aurocs(of, drawn) for name, of in said.items()}
+    rows = []
+    for name, of in said.items():
+        one, other = auroc(*of), auroc(*said[first])
+        row = {"method": name, "n_queries": len(index), **_interval("auroc", one, resampled[name])}
+        row |= _interval("minus", one - other, resampled[name] - resampled[first])
+        ece = calibration_error(of.ravel(), np.repeat([1, 0], len(index)))
+        rows.append(row | {"ece": round(ece, 6), "sure": round(float(of.mean()), 6)})
+    return rows
+
+
+def _aurocs(said: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(B,) AUROC where query q counts as often as `times` (B, Q) says."""
+    there, absent = said[0][:, None], said[1][None]
+    above = (there > absent) + 0.5 * (there == absent)
+    return ((times @ above) * times).sum(1) / times.sum(1) ** 2
+
+
+def _interval(name: str, value: float, resampled: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {key: round(float(x), 6) for key, x in ((name, value), (f"{name}_low", low), (f"{name}_high", high))}
