@@ -47,7 +47,8 @@ class Answer:
 
     `chances` are those of each picture in `found` to be the source, `sure` is that of the gallery to hold it at all, the sum over
     all pictures ranked. They come from the scores in `found` and those of the exemplar's own token (`ard.detector.reading`), as
-    validation showed what these say (`ard.chances`). Empty and None where the detector was not asked that (`config.calibration`), or nothing was ranked.
+    validation showed what these say (`ard.chances`). Empty and None where the detector was not asked that (`config.calibration`),
+    or nothing was ranked.
     """
 
     found: tuple[Attribution, ...]
