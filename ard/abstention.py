@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ard.chances import Chances, calibration_error
+from ard.chances import Chances, calibration_error, without_source
 from ard.records import Attribution, Dataset, positive
 
 
@@ -33,9 +33,7 @@ def gallery_scores(attributions: Mapping[str, Sequence[Attribution]], dataset: D
 
 def asked_twice(scores: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(2 Q, n) the scores with the sources in the gallery, then with each query's own taken out (NaN); (2 Q,) 1 and 0."""
-    without = scores.copy()
-    without[np.arange(len(scores)), source] = np.nan
-    return np.concatenate([scores, without]), np.repeat([1.0, 0.0], len(scores))
+    return np.concatenate([scores, without_source(scores, source)]), np.repeat([1.0, 0.0], len(scores))
 
 
 def abstention(attributions: Mapping[str, Sequence[Attribution]], dataset: Dataset, split: str = "test",

@@ -63,15 +63,8 @@ def fit_chances(scores, source, ranked=None) -> Chances:
     scores, source = np.asarray(scores, np.float64), np.asarray(source)
     if not scores.size:
         raise ValueError("chances: expected the scores of at least one query")
-    rows = np.arange(len(scores))
-
-    def without_source(of) -> np.ndarray:
-        rest = np.array(of, np.float64)
-        rest[rows, source] = np.nan
-        return rest
-
-    whole = _evidence(scores, ranked)
-    rest = _evidence(without_source(scores), None if ranked is None else without_source(ranked))
+    rows, whole = np.arange(len(scores)), _evidence(scores, ranked)
+    rest = _evidence(without_source(scores, source), None if ranked is None else without_source(ranked, source))
 
     def loss(weights: np.ndarray) -> float:
         there, none = (_log_chances(x, weights) for x in (whole, rest))
@@ -80,6 +73,13 @@ def fit_chances(scores, source, ranked=None) -> Chances:
 
     found = minimize(loss, [1.0, 0.0, 0.0] if ranked is None else [1.0, 0.0, 0.0, 0.0], method="BFGS").x
     return Chances(*(round(float(weight), 6) for weight in found))
+
+
+def without_source(scores, source: np.ndarray) -> np.ndarray:
+    """A copy of the scores (Q, n) in which each query's own source, column (Q,), is no image: NaN."""
+    rest = np.array(scores, np.float64)
+    rest[np.arange(len(rest)), source] = np.nan
+    return rest
 
 
 def calibration_error(confidence, truth, bins: int = 10) -> float:
