@@ -38,6 +38,7 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 26_unlearning
 	$(VENV)/bin/python -m ard.run --estimate 27_companions
 	$(VENV)/bin/python -m ard.run --estimate 28_scores
+	$(VENV)/bin/python -m ard.run --estimate 29_counterfactuals
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

@@ -5,7 +5,7 @@ Between `ard.release`, which makes such sets, and the tables of notebooks 31 and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from ard.detector.operating import load_threshold
 from ard.detector.tied import load_detector
 from ard.evaluation import Answers, Ask, alone, asked_samples, collect, train_abc
 from ard.metrics import Outcome
-from ard.records import Dataset
+from ard.records import Dataset, Query, Sample
 from ard.release import joined
 from ard.rendered import rendered_query
 from ard.world import World
@@ -48,22 +48,30 @@ def evaluated(kit: Kit, threshold: float = 0.0, abc_epochs: int = 60, boxes_only
     return {name: alone(name, methods[name]) for name in arena_tables.EVALUATED if name in methods}
 
 
-def ask_all(kit: Kit, asks: Mapping[str, Ask], others: Sequence[str] = (), rendered_seed: int = 0) -> Answers:
-    """Answers of `asks`, of the arena's `others` and of ARD, the last with rendered queries too, to all test queries of the kit's
-    dataset. Kept query by query in the kit's folder, so a killed run goes on."""
-    samples, gallery, known = kit.dataset.samples["test"], kit.dataset.open_gallery("test"), entries()
-    ard, world = DetectorMethod(load_detector(kit.data / "models/ard"), kit.features), World.load(kit.data / "world")
-
-    def asked(name: str, ask: Ask, load=kit.dataset.query) -> Answers:
-        return collect(ask, samples, load, gallery, kit.work / f"{name}.jsonl", name)[0]
-
-    answers: Answers = {}
+def ask_generated(kit: Kit, asks: Mapping[str, Ask], others: Sequence[str] = ()) -> Answers:
+    """Answers of `asks`, of the arena's `others` and of ARD to all test queries of the kit's dataset. Kept query by query in the kit's
+    folder, so a killed run goes on."""
+    samples, known, answers = kit.dataset.samples["test"], entries(), {}
     for name, ask in asks.items():
-        answers |= asked(name, ask)
+        answers |= _asked(kit, name, ask, kit.dataset.query)
     for name in others:
         answers[name] = arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]
-    rendered = asked(report.RENDERED, alone(report.RENDERED, ard), partial(rendered_query, world, seed=rendered_seed))
-    return answers | asked("ARD", ard.rank_both) | rendered
+    return answers | _asked(kit, "ARD", _ard(kit).rank_both, kit.dataset.query)
+
+
+def ask_all(kit: Kit, asks: Mapping[str, Ask], others: Sequence[str] = (), rendered_seed: int = 0) -> Answers:
+    """`ask_generated`, and ARD's answers to rendered queries too."""
+    load = partial(rendered_query, World.load(kit.data / "world"), seed=rendered_seed)
+    return ask_generated(kit, asks, others) | _asked(kit, report.RENDERED, alone(report.RENDERED, _ard(kit)), load)
+
+
+def _asked(kit: Kit, name: str, ask: Ask, load: Callable[[Sample], Query]) -> Answers:
+    gallery = kit.dataset.open_gallery("test")
+    return collect(ask, kit.dataset.samples["test"], load, gallery, kit.work / f"{name}.jsonl", name)[0]
+
+
+def _ard(kit: Kit) -> DetectorMethod:
+    return DetectorMethod(load_detector(kit.data / "models/ard"), kit.features)
 
 
 def table(answers: Answers, dataset: Dataset, name: str) -> tuple[dict[str, list[Outcome]], list[dict]]:

@@ -199,6 +199,23 @@ def presence(table: str) -> str:
     return "\n".join(lines)
 
 
+def counterfactuals(told: str, table: str) -> str:
+    """The Markdown of who knows what made a picture, from the text of told.csv, and of the ranking of queries with one clear source,
+    from that of table.csv, read as in `arena`."""
+    lines = ["| method | share of the strongest effect [95%] | ARD's less this, paired [95%] | picks the strongest "
+             "| Recall@1 where the source is clear [95%] |", "|" + " --- |" * 5]
+    ranked = _readings(_rows(table))
+    for found in _rows(told):
+        row = {key: _short(value) for key, value in found.items()}
+        rank = {key: _short(value) for key, value in ranked.get(found["method"], ranked["class oracle"]).items()}
+        lead = "–" if found["method"] == "ARD" else _interval(row, "ours_minus")
+        lines.append(f"| {found['method']} | {_interval(row, 'effect')} | {lead} | {row['right']} | {_recall(rank)} |")
+    some, oracle = _rows(told)[0], ranked["class oracle"]
+    lines += ["", f"{some['n_queries']} queries of {some['n_collections']} collections, {oracle['n_queries']} of them with a clear source, "
+              f"ranked against {oracle['gallery_size']} images. Intervals resample collections."]
+    return "\n".join(lines)
+
+
 def choices(table: str) -> str:
     """The Markdown of what was tried with each method's settings on validation, from the text of choices.csv."""
     lines = ["| method | as used | tried: Recall@1 less that of the settings used, paired [95%] | queries |", "|" + " --- |" * 4]
@@ -237,6 +254,7 @@ PAGES = {
         "companions": (("data/companions/rows.csv",), asked_twice), "scores": (("data/scores/rows.csv",), asked_twice),
         "ablations": (("data/ablations/rows.csv",), ablations), "seeds": (("data/ablations/seeds.csv",), seeds),
         "tokens": (("data/tokens/rows.csv",), tokens), "backbones": (("data/backbones/table3.csv",), backbones),
+        "counterfactuals": (("data/counterfactuals/told.csv", "data/counterfactuals/table.csv"), counterfactuals),
         "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), diagnostics)}}
 
 

@@ -172,6 +172,18 @@ def test_presence_is_a_line_for_each_method():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_counterfactuals_put_the_cause_beside_the_rank_and_a_guess_beside_the_class_oracle():
+    told = ("method,right,right_low,right_high,effect,effect_low,effect_high,ours_minus,ours_minus_low,ours_minus_high,n_queries,"
+            "n_collections\na guess,.25,.25,.25,.7,.6,.8,.2,.1,.3,9,3\nARD,.6,.5,.7,.9,.8,1,0,0,0,9,3\n")
+    table = ("method,gated,recall_1,ci_low_recall_1,ci_high_recall_1,n_queries,gallery_size\nclass oracle,False,.1,.1,.1,4,100\n"
+             "ARD,False,.9,.8,1,4,100\nARD,True,.5,.4,.6,4,100\n")
+    lines = readme.counterfactuals(told, table).splitlines()
+    assert lines[2:4] == ["| a guess | 0.700 [0.600, 0.800] | 0.200 [0.100, 0.300] | 0.250 | 0.100 [0.100, 0.100] |",
+                          "| ARD | 0.900 [0.800, 1.000] | – | 0.600 | 0.500 [0.400, 0.600] |"]
+    assert lines[-1].startswith("9 queries of 3 collections, 4 of them with a clear source, ranked against 100 images.")
+    assert len({line.count("|") for line in lines[:4]}) == 1
+
+
 def test_choices_are_a_line_for_each_method():
     rows = ("method,change,recall_1,low,high,minus,minus_low,minus_high,n_queries\nAbC,as used,.5,.4,.6,0,0,0,9\n"
             "AbC,augment none,.6,.5,.7,.1,-.1,.3,9\nAbC,epochs 3,.2,.1,.3,-.3,-.4,-.2,9\nVFA,as used,1,1,1,0,0,0,4\n")
