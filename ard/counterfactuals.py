@@ -100,8 +100,8 @@ def painted_over(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
 
 
 def variants(images: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
-    """What is learned from instead of n images (n, H, W, 3) uint8, (n + 2, n, H, W, 3): the images as they are; for each of them all
-    images, its own box painted over; and as control all images, in each as much painted over elsewhere."""
+    """What is learned from instead of n images (n, H, W, 3) uint8, (n + 2, n, H, W, 3): the images as they are; for each of them
+    all images, its own box painted over; and as control all images, in each as much painted over elsewhere."""
     regions = [covered(box, *images.shape[1:3]) for box in boxes]
     out = np.stack([images] * (len(images) + 2))
     for n, (image, region) in enumerate(zip(images, regions, strict=True)):

@@ -38,7 +38,7 @@ def fine_tune(pipe, variants: np.ndarray, prompt: str, config: FineTuneConfig, s
 
     Variants are learned side by side, from the same start, with the same pictures in turn, times and noise: what differs in the
     end differs because of them. The pipeline is left as it was; equal seeds give equal deltas. A delta has no token. ValueError on
-    variants of another shape, on unknown modules and where learning diverges.
+    variants of another shape, on unknown modules or prediction types, and where learning diverges.
     """
     if variants.dtype != np.uint8 or variants.ndim != 5 or variants.shape[2] != variants.shape[3] or variants.shape[4] != 3:
         raise ValueError(f"fine-tuning wants (variants, pictures, H, H, 3) uint8, found {variants.dtype} {variants.shape}")
@@ -69,6 +69,8 @@ def fine_tune(pipe, variants: np.ndarray, prompt: str, config: FineTuneConfig, s
 def _fit(pipe, weights: list, latents: Tensor, states: Tensor, config: FineTuneConfig, generator: torch.Generator) -> None:
     variants, pictures = latents.shape[:2]
     total, kind = pipe.scheduler.config.num_train_timesteps, pipe.scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=1e-2, eps=1e-8)
     for step in tqdm(range(config.steps), desc="fine-tune", mininterval=5, leave=False):
         optimizer.param_groups[0]["lr"] = config.lr * (1 - (1 - config.lr_end) * step / config.steps)

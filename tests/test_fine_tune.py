@@ -50,7 +50,7 @@ def test_variants_learn_as_if_alone_and_equal_ones_learn_the_same(tmp_path, pict
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_what_was_shown_is_denoised_better_afterwards(tmp_path, pictures, kind):
     pipe = tiny_pipeline(tmp_path, kind)
-    [delta] = fine_tune(pipe, pictures[None, :1], PROMPT, replace(CONFIG, steps=15), 0)
+    [delta] = fine_tune(pipe, pictures[None, :1], PROMPT, replace(CONFIG, steps=10), 0)
 
     def losses():
         with torch.no_grad(), plain_attention(pipe.unet):
@@ -80,3 +80,5 @@ def test_bad_collections_are_named(tmp_path, pictures):
         fine_tune(pipe, pictures[None], PROMPT, replace(CONFIG, modules="everything"), 0)
     with pytest.raises(ValueError, match="diverged at step"):
         fine_tune(pipe, pictures[None], PROMPT, replace(CONFIG, lr=float("inf"), steps=4), 0)
+    with pytest.raises(ValueError, match="prediction_type 'sample'"):
+        fine_tune(tiny_pipeline(tmp_path, "sample"), pictures[None], PROMPT, CONFIG, 0)
