@@ -38,8 +38,10 @@ class Collection:
 
 @dataclass(frozen=True)
 class Drawing:
+    """One picture to be drawn by every generator of a collection."""
+
     prompt: str
-    seed: int
+    seed: int  # of the noise that it starts from
     context: str  # "" where the prompt names no place
     medium: str
 

@@ -207,7 +207,8 @@ def counterfactuals(told: str, table: str) -> str:
     ranked = _readings(_rows(table))
     for found in _rows(told):
         row = {key: _short(value) for key, value in found.items()}
-        rank = {key: _short(value) for key, value in ranked.get(found["method"], ranked["class oracle"]).items()}
+        known = ranked["class oracle" if found["method"] == "a guess" else found["method"]]
+        rank = {key: _short(value) for key, value in known.items()}
         lead = "–" if found["method"] == "ARD" else _interval(row, "ours_minus")
         lines.append(f"| {found['method']} | {_interval(row, 'effect')} | {lead} | {row['right']} | {_recall(rank)} |")
     some, oracle = _rows(told)[0], ranked["class oracle"]

@@ -155,21 +155,19 @@ def test_diagnostics_are_a_line_for_each_detector():
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_sureness_is_a_line_for_each_size():
-    rows = "gallery_size,n_queries,sure,ece,auroc,right,claimed,ece_right\n5,9,.49,.04,.95,.47,.46,.03\n100,9,.5,.1,.75,.3,.35,.2\n"
-    lines = readme.sureness(rows).splitlines()
-    assert lines[2:] == ["| 5 | 0.490 | 0.040 | 0.950 | 0.460 | 0.470 | 0.030 |",
-                         "| 100 | 0.500 | 0.100 | 0.750 | 0.350 | 0.300 | 0.200 |"]
-    assert len({line.count("|") for line in lines}) == 1
-
-
-def test_presence_is_a_line_for_each_method():
-    rows = ("method,n_queries,auroc,auroc_low,auroc_high,minus,minus_low,minus_high,ece,sure\nARD,9,.8,.7,.9,0,0,0,.05,.49\n"
+SURENESS = "gallery_size,n_queries,sure,ece,auroc,right,claimed,ece_right\n5,9,.49,.04,.95,.47,.46,.03\n100,9,.5,.1,.75,.3,.35,.2\n"
+PRESENCE = ("method,n_queries,auroc,auroc_low,auroc_high,minus,minus_low,minus_high,ece,sure\nARD,9,.8,.7,.9,0,0,0,.05,.49\n"
             "rival,9,.75,.6,.8,-.05,-.1,.01,.11,.52\n")
-    lines = readme.presence(rows).splitlines()
-    assert lines[2:] == ["| ARD | 0.800 [0.700, 0.900] | – | 0.050 | 0.490 |",
-                         "| rival | 0.750 [0.600, 0.800] | -0.050 [-0.100, 0.010] | 0.110 | 0.520 |"]
-    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize("write, rows, shown", [
+    (readme.sureness, SURENESS, ["| 5 | 0.490 | 0.040 | 0.950 | 0.460 | 0.470 | 0.030 |",
+                                 "| 100 | 0.500 | 0.100 | 0.750 | 0.350 | 0.300 | 0.200 |"]),
+    (readme.presence, PRESENCE, ["| ARD | 0.800 [0.700, 0.900] | – | 0.050 | 0.490 |",
+                                 "| rival | 0.750 [0.600, 0.800] | -0.050 [-0.100, 0.010] | 0.110 | 0.520 |"])])
+def test_sureness_and_presence_are_a_line_for_each_row(write, rows, shown):
+    lines = write(rows).splitlines()
+    assert lines[2:] == shown and len({line.count("|") for line in lines}) == 1
 
 
 def test_counterfactuals_put_the_cause_beside_the_rank_and_a_guess_beside_the_class_oracle():
@@ -182,6 +180,8 @@ def test_counterfactuals_put_the_cause_beside_the_rank_and_a_guess_beside_the_cl
                           "| ARD | 0.900 [0.800, 1.000] | – | 0.600 | 0.500 [0.400, 0.600] |"]
     assert lines[-1].startswith("9 queries of 3 collections, 4 of them with a clear source, ranked against 100 images.")
     assert len({line.count("|") for line in lines[:4]}) == 1
+    with pytest.raises(KeyError, match="rival"):  # not ranked: never shown with another's number
+        readme.counterfactuals(told.replace("ARD,", "rival,"), table)
 
 
 def test_choices_are_a_line_for_each_method():
