@@ -39,6 +39,8 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 27_companions
 	$(VENV)/bin/python -m ard.run --estimate 28_scores
 	$(VENV)/bin/python -m ard.run --estimate 29_counterfactuals
+	$(VENV)/bin/python -m ard.run --estimate 40_behaviour
+	$(VENV)/bin/python -m ard.run --estimate 41_repair
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

@@ -1,0 +1,116 @@
+"""A fault in a training picture, learned and drawn; a method says where it comes from; what it points at is mended, and learned again.
+
+The paper's Figures 4 (a thing behind bars) and 7 (one in an unnatural position), counted over many individuals. Two individuals of a
+class stand in each picture here, so that to mend the wrong one helps nobody. After `ard.studies`; notebook 41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ard import studies
+from ard.alterations import fenced, mended, upside_down
+from ard.counterfactuals import covered
+from ard.evaluation import Answers
+from ard.exemplars import Exemplar, write_mask
+from ard.fidelity import Judges
+from ard.generate import Drawn
+from ard.intervals import bootstrap_mean, paired_difference
+from ard.metrics import facts, outcome
+from ard.records import Attribution, Box, Dataset, Sample, read_image
+from ard.studies import Alter, bounds
+
+Pick = tuple[str, Box | None]  # file of a picture, and the box in it that is mended; None: all of it
+
+
+def behind_bars(exemplar: Exemplar, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """R_X behind a fence, which is learned as a part of it."""
+    return fenced(image, exemplar.box), mask
+
+
+def turned(exemplar: Exemplar, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """R_X upside down."""
+    return upside_down(image, exemplar.box), upside_down(mask, exemplar.box)
+
+
+FAULTS: dict[str, Alter] = {"behind bars": behind_bars, "upside down": turned}
+
+
+def regions(samples: Sequence[Sample], root: str | Path, segment) -> list[Exemplar]:
+    """The exemplars of a dataset's samples again: R_X is theirs, M by `segment` (image, box) -> (H, W) bool is written to `root`/masks;
+    where it is empty, M is all of R_X."""
+    found, data = [], Dataset(Path(root), {}, {})
+    for sample in {s.concept_id: s for s in samples}.values():
+        image, file = data.pixels(sample.exemplar_file), f"masks/{sample.concept_id}.png"
+        mask = segment(image, sample.exemplar_box)
+        mask = mask if mask.any() else covered(sample.exemplar_box, *image.shape[:2])
+        write_mask(Path(root) / file, mask)
+        known = {name: getattr(sample, name) for name in ("split", "individual_id", "drawing", "designer")}
+        found.append(Exemplar(sample.concept_id, sample.exemplar_file, sample.class_name, sample.exemplar_box, 1.0, file, int(mask.sum()), known))
+    return found
+
+
+def one_of_an_image(exemplars: Sequence[Exemplar], per_class: int) -> list[Exemplar]:
+    """Up to `per_class` exemplars of each class, no two in one picture."""
+    first, taken = {e.file: e for e in reversed(exemplars)}, {}
+    for exemplar in exemplars:
+        if first[exemplar.file] is exemplar:
+            taken.setdefault(exemplar.class_name, []).append(exemplar)
+    return [e for mine in taken.values() for e in mine[:per_class]]
+
+
+def with_faults(dataset: Dataset, samples: Sequence[Sample], folder: str | Path) -> Dataset:
+    """A test set that asks `samples`, of one exemplar a picture, and whose gallery holds folder/images/<concept_id>.png, their faulty
+    pictures, in place of the sound ones."""
+    files = {s.exemplar_file: str((Path(folder) / "images" / f"{s.concept_id}.png").resolve()) for s in samples}
+    gallery = tuple(replace(im, file=files.get(im.file, im.file)) for im in dataset.gallery["test"])
+    asked = tuple(replace(s, exemplar_file=files[s.exemplar_file]) for s in samples)
+    return replace(dataset, samples={**dataset.samples, "test": asked}, gallery={**dataset.gallery, "test": gallery})
+
+
+def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]], dataset: Dataset) -> dict[str, Pick]:
+    """What a method's owner would mend for each concept: the strongest answer to its first query."""
+    files, found = {im.image_id: im.file for im in dataset.gallery["test"]}, {}
+    for sample in samples:
+        best = max(answers[sample.sample_id], key=lambda a: (a.score, a.image_id))
+        found.setdefault(sample.concept_id, (files[best.image_id], best.box))
+    return found
+
+
+def mending(fault: Alter, chosen: Mapping[str, Pick], samples: Sequence[Sample]) -> Alter:
+    """The picture with its fault, sound again where the owner was pointed at. chosen: by concept; samples: as asked, with their faulty
+    pictures. Where another picture, or nothing, was pointed at, the fault stays."""
+    faulty = {s.concept_id: s.exemplar_file for s in samples}
+
+    def alter(exemplar: Exemplar, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        bad, file, box = fault(exemplar, image, mask), *chosen.get(exemplar.exemplar_id, ("", None))
+        if file != faulty.get(exemplar.exemplar_id):
+            return bad
+        return (image, mask) if box is None else (mended(bad[0], image, box), mended(bad[1], mask, box))
+
+    return alter
+
+
+def pointed_at(method: str, answers: Answers, dataset: Dataset, ours: str = "ARD") -> dict:
+    """Of a method's answers: `found`, the share of queries whose strongest is X; `pointed_at`, that with its box on R_X (IoU 0.5), with
+    its interval, and `ours`' less that, paired. Intervals resample exemplars. A method without boxes points at nothing."""
+    samples, gallery = dataset.samples["test"], dataset.gallery["test"]
+    outcomes = {name: [outcome(facts(s, gallery), answers[name][s.sample_id], gallery) for s in samples] for name in {method, ours}}
+    right = {name: np.array([o.rank == 1 and o.box_ok for o in found]) for name, found in outcomes.items()}
+    owners = [s.concept_id for s in samples]
+    return {"method": method, "found": round(float(np.mean([o.rank == 1 for o in outcomes[method]])), 6),
+            **bounds("pointed_at", bootstrap_mean(right[method], owners)),
+            **bounds("ours_minus", paired_difference(right[ours], right[method], owners)), "n_queries": len(samples)}
+
+
+def judged(judges: Judges, drawn: Sequence[Drawn], exemplars: Sequence[Exemplar], root: str | Path, pool: int, seed: int) -> pd.DataFrame:
+    """`studies.judged`, and `likeness`: the judge's cosine of R_Q and the sound R_X, whose picture lies in `root`; NaN without an R_Q."""
+    sound = {e.exemplar_id: (read_image(Path(root) / e.file), e.box) for e in exemplars}
+    table = studies.judged(judges, drawn, exemplars, pool, seed)
+    table["likeness"] = [np.nan if d.reason else judges.likeness(read_image(d.file), d.box, *sound[d.exemplar_id]) for d in drawn]
+    return table
