@@ -46,7 +46,7 @@ def upside_down(pixels: np.ndarray, box: Box) -> np.ndarray:
 
 
 def mended(faulty: np.ndarray, sound: np.ndarray, box: Box) -> np.ndarray:
-    """Pixels (H, W, ...), of an image or a mask, with a fault that is mended where a box (xyxy, px) touches them, and only there."""
+    """Pixels (H, W, ...), of an image or a mask, with a fault that is mended where a box (xyxy, px) touches them, only there."""
     rows, columns = _touched(box, faulty)
     out = faulty.copy()
     out[rows, columns] = sound[rows, columns]

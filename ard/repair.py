@@ -1,7 +1,7 @@
-"""A fault in a training picture, learned and drawn; a method says where it comes from; what it points at is mended, and learned again.
+"""A fault in a training picture, learned and drawn; a method says where it comes from; that is mended, and learned again.
 
-The paper's Figures 4 (a thing behind bars) and 7 (one in an unnatural position), counted over many individuals. Two individuals of a
-class stand in each picture here, so that to mend the wrong one helps nobody. After `ard.studies`; notebook 41.
+The paper's Figures 4 (a thing behind bars) and 7 (one in an unnatural position), counted over many individuals. Two individuals
+of a class stand in each picture here, so that to mend the wrong one helps nobody. After `ard.studies`; notebook 41.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from ard.evaluation import Answers
 from ard.exemplars import Exemplar, write_mask
 from ard.fidelity import Judges
 from ard.generate import Drawn
+from ard.geometry import box_iou
 from ard.intervals import bootstrap_mean, paired_difference
-from ard.metrics import facts, outcome
+from ard.metrics import IOU_GATE, facts, outcome
 from ard.records import Attribution, Box, Dataset, Sample, read_image
 from ard.studies import Alter, bounds
 
@@ -42,8 +43,8 @@ FAULTS: dict[str, Alter] = {"behind bars": behind_bars, "upside down": turned}
 
 
 def regions(samples: Sequence[Sample], root: str | Path, segment) -> list[Exemplar]:
-    """The exemplars of a dataset's samples again: R_X is theirs, M by `segment` (image, box) -> (H, W) bool is written to `root`/masks;
-    where it is empty, M is all of R_X."""
+    """The exemplars of a dataset's samples again: R_X is theirs, M by `segment` (image, box) -> (H, W) bool is written to
+    `root`/masks; where it is empty, M is all of R_X."""
     found, data = [], Dataset(Path(root), {}, {})
     for sample in {s.concept_id: s for s in samples}.values():
         image, file = data.pixels(sample.exemplar_file), f"masks/{sample.concept_id}.png"
@@ -51,7 +52,8 @@ def regions(samples: Sequence[Sample], root: str | Path, segment) -> list[Exempl
         mask = mask if mask.any() else covered(sample.exemplar_box, *image.shape[:2])
         write_mask(Path(root) / file, mask)
         known = {name: getattr(sample, name) for name in ("split", "individual_id", "drawing", "designer")}
-        found.append(Exemplar(sample.concept_id, sample.exemplar_file, sample.class_name, sample.exemplar_box, 1.0, file, int(mask.sum()), known))
+        found.append(Exemplar(sample.concept_id, sample.exemplar_file, sample.class_name, sample.exemplar_box, 1.0, file,
+                              int(mask.sum()), known))
     return found
 
 
@@ -65,8 +67,8 @@ def one_of_an_image(exemplars: Sequence[Exemplar], per_class: int) -> list[Exemp
 
 
 def with_faults(dataset: Dataset, samples: Sequence[Sample], folder: str | Path) -> Dataset:
-    """A test set that asks `samples`, of one exemplar a picture, and whose gallery holds folder/images/<concept_id>.png, their faulty
-    pictures, in place of the sound ones."""
+    """A test set that asks `samples`, of one exemplar a picture, and whose gallery holds folder/images/<concept_id>.png, their
+    faulty pictures, in place of the sound ones."""
     files = {s.exemplar_file: str((Path(folder) / "images" / f"{s.concept_id}.png").resolve()) for s in samples}
     gallery = tuple(replace(im, file=files.get(im.file, im.file)) for im in dataset.gallery["test"])
     asked = tuple(replace(s, exemplar_file=files[s.exemplar_file]) for s in samples)
@@ -83,8 +85,8 @@ def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]
 
 
 def mending(fault: Alter, chosen: Mapping[str, Pick], samples: Sequence[Sample]) -> Alter:
-    """The picture with its fault, sound again where the owner was pointed at. chosen: by concept; samples: as asked, with their faulty
-    pictures. Where another picture, or nothing, was pointed at, the fault stays."""
+    """The picture with its fault, sound again where the owner was pointed at. chosen: by concept; samples: as asked, with their
+    faulty pictures. Where another picture, or nothing, was pointed at, the fault stays."""
     faulty = {s.concept_id: s.exemplar_file for s in samples}
 
     def alter(exemplar: Exemplar, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +99,11 @@ def mending(fault: Alter, chosen: Mapping[str, Pick], samples: Sequence[Sample])
 
 
 def pointed_at(method: str, answers: Answers, dataset: Dataset, ours: str = "ARD") -> dict:
-    """Of a method's answers: `found`, the share of queries whose strongest is X; `pointed_at`, that with its box on R_X (IoU 0.5), with
-    its interval, and `ours`' less that, paired. Intervals resample exemplars. A method without boxes points at nothing."""
+    """Of a method's answers: `found`, the share of queries whose strongest is X; `pointed_at`, that with its box on R_X (IoU 0.5),
+    with its interval, and `ours`' less that, paired. Intervals resample exemplars. A method without boxes points at nothing."""
     samples, gallery = dataset.samples["test"], dataset.gallery["test"]
-    outcomes = {name: [outcome(facts(s, gallery), answers[name][s.sample_id], gallery) for s in samples] for name in {method, ours}}
+    known = [facts(s, gallery) for s in samples]
+    outcomes = {name: [outcome(f, answers[name][f.sample.sample_id], gallery) for f in known] for name in {method, ours}}
     right = {name: np.array([o.rank == 1 and o.box_ok for o in found]) for name, found in outcomes.items()}
     owners = [s.concept_id for s in samples]
     return {"method": method, "found": round(float(np.mean([o.rank == 1 for o in outcomes[method]])), 6),
@@ -108,9 +111,16 @@ def pointed_at(method: str, answers: Answers, dataset: Dataset, ours: str = "ARD
             **bounds("ours_minus", paired_difference(right[ours], right[method], owners)), "n_queries": len(samples)}
 
 
-def judged(judges: Judges, drawn: Sequence[Drawn], exemplars: Sequence[Exemplar], root: str | Path, pool: int, seed: int) -> pd.DataFrame:
-    """`studies.judged`, and `likeness`: the judge's cosine of R_Q and the sound R_X, whose picture lies in `root`; NaN without an R_Q."""
+def judged(judges: Judges, drawn: Sequence[Drawn], exemplars: Sequence[Exemplar], root: str | Path, pool: int,
+           seed: int) -> pd.DataFrame:
+    """`studies.judged`, and `likeness`: the judge's cosine of R_Q and the sound R_X, whose picture lies in `root`; NaN without R_Q."""
     sound = {e.exemplar_id: (read_image(Path(root) / e.file), e.box) for e in exemplars}
-    table = studies.judged(judges, drawn, exemplars, pool, seed)
-    table["likeness"] = [np.nan if d.reason else judges.likeness(read_image(d.file), d.box, *sound[d.exemplar_id]) for d in drawn]
-    return table
+    alike = [np.nan if d.reason else judges.likeness(read_image(d.file), d.box, *sound[d.exemplar_id]) for d in drawn]
+    return studies.judged(judges, drawn, exemplars, pool, seed).assign(likeness=alike)
+
+
+def well_chosen(chosen: Mapping[str, Pick], samples: Sequence[Sample]) -> set[str]:
+    """Concepts of whose faulty picture the owner was pointed at R_X (IoU 0.5). samples: as asked, with their faulty pictures."""
+    homes = {s.concept_id: (s.exemplar_file, s.exemplar_box) for s in samples}
+    return {name for name, (file, box) in chosen.items()
+            if file == homes[name][0] and box is not None and box_iou([box], [homes[name][1]])[0, 0] >= IOU_GATE}

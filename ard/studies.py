@@ -27,7 +27,7 @@ from ard.fidelity import Judges, judge
 from ard.files import Ledger, atomic_write_bytes
 from ard.generate import Drawn, GenerateConfig, generate_all
 from ard.generator import load_pipeline
-from ard.intervals import Interval, bootstrap_mean, paired_difference
+from ard.intervals import Interval, bootstrap_mean
 from ard.metrics import facts, outcome
 from ard.records import Dataset, Gallery, Sample, read_image
 from ard.templates import COCO_TEMPLATES, context_medium
@@ -86,14 +86,15 @@ class Workshop:
         here = folder / condition.name
         changed = [altered(condition, exemplar, Path(root), here) for exemplar in exemplars]
         names = ("max_bytes", "workers", "together")
-        learned, failed = customize_all(self.generator, changed, here, here / "deltas", replace(self.config, **condition.recipe),
-                                        Ledger(here / "deltas.ledger.jsonl"), self.seed, **{n: self.settings[n] for n in names})
-        kept, rejected, lost = generate_all(load_pipeline(self.generator), changed, learned, here, here / "deltas", here / "queries",
-                                            COCO_TEMPLATES, self.detect, self.drawing, Ledger(here / "queries.ledger.jsonl"), self.seed)
+        recipe, deltas, pictures = replace(self.config, **condition.recipe), here / "deltas", here / "queries"
+        learned, failed = customize_all(self.generator, changed, here, deltas, recipe, Ledger(here / "deltas.ledger.jsonl"), self.seed,
+                                        **{name: self.settings[name] for name in names})
+        kept, rejected, lost = generate_all(load_pipeline(self.generator), changed, learned, here, deltas, pictures, COCO_TEMPLATES,
+                                            self.detect, self.drawing, Ledger(here / "queries.ledger.jsonl"), self.seed)
         if failed or lost:
             raise RuntimeError(f"{condition.name}: {[*failed, *lost][:3]}")
         drawn = sorted([*kept, *rejected], key=lambda d: d.sample_id)
-        return [replace(d, file=str((here / "queries" / d.file).resolve()), sample_id=f"{condition.name}/{d.sample_id}") for d in drawn]
+        return [replace(d, file=str((pictures / d.file).resolve()), sample_id=f"{condition.name}/{d.sample_id}") for d in drawn]
 
 
 def altered(condition: Condition, exemplar: Exemplar, root: Path, folder: Path) -> Exemplar:
@@ -126,12 +127,16 @@ def built(kit: Kit, name: str) -> Ask:
 # ---- ask -------------------------------------------------------------------------------------------------------------
 def queries(drawn: Sequence[Drawn], known: Sequence[Sample]) -> tuple[Sample, ...]:
     """The pictures that passed the gates as queries; X, R_X and names are those of a known sample of the same concept."""
-    of = {s.concept_id: s for s in known}
-    return tuple(replace(of[d.exemplar_id], sample_id=d.sample_id, query_file=d.file, query_box=d.box, prompt=d.prompt, template=d.template,
-                         context=context_medium(d.template)[0], medium=context_medium(d.template)[1]) for d in drawn if not d.reason)
+    of, found = {s.concept_id: s for s in known}, []
+    for d in (d for d in drawn if not d.reason):
+        context, medium = context_medium(d.template)
+        found.append(replace(of[d.exemplar_id], sample_id=d.sample_id, query_file=d.file, query_box=d.box, prompt=d.prompt,
+                             template=d.template, context=context, medium=medium))
+    return tuple(found)
 
 
-def ask_in_class(asks: Mapping[str, Ask], dataset: Dataset, samples: Sequence[Sample], folder: Path, split: str = "test") -> pd.DataFrame:
+def ask_in_class(asks: Mapping[str, Ask], dataset: Dataset, samples: Sequence[Sample], folder: Path,
+                 split: str = "test") -> pd.DataFrame:
     """What methods say of each query when they choose among the pictures of its class alone: `score` of X, and whether X comes
     first (`first`), by method and sample_id. Kept query by query."""
     homes, rows = {s.exemplar_file: s.class_name for s in dataset.samples[split]}, []
@@ -139,7 +144,8 @@ def ask_in_class(asks: Mapping[str, Ask], dataset: Dataset, samples: Sequence[Sa
         mine = [s for s in samples if s.class_name == class_name]
         gallery = Gallery([im for im in dataset.gallery[split] if homes.get(im.file) == class_name], dataset.pixels)
         for name, ask in asks.items():
-            answers = collect(ask, mine, dataset.query, gallery, folder / f"{name} {class_name}.jsonl", f"{name}, {class_name}")[0][name]
+            title = f"{name} {class_name}"
+            answers = collect(ask, mine, dataset.query, gallery, folder / f"{title}.jsonl", title)[0][name]
             rows += [{"method": name, "sample_id": s.sample_id, **_of_source(s, answers[s.sample_id], gallery)} for s in mine]
     return pd.DataFrame(rows)
 
@@ -156,19 +162,22 @@ def by_condition(pictures: pd.DataFrame, measures: Sequence[str], base: str = AS
     its interval, and `<measure>_minus`, that less the mean under the base condition, paired by exemplar.
 
     A picture without a measure (NaN) does not count in its mean. Intervals resample exemplars; in differences, exemplars that
-    have the measure under both conditions.
+    have the measure under both conditions. What nobody has is NaN.
     """
     def means(rows: pd.DataFrame, measure: str) -> pd.Series:
         return rows.groupby("concept")[measure].mean().dropna()
+
+    def interval(values: np.ndarray, owners: Sequence) -> Interval:
+        return bootstrap_mean(values, owners) if len(values) else Interval(np.nan, np.nan, np.nan)
 
     start, out = pictures[pictures["condition"] == base], []
     for condition, rows in pictures.groupby("condition", sort=False):
         row = {"condition": condition, "n_pictures": len(rows), "n_exemplars": rows["concept"].nunique()}
         for measure in measures:
             there = rows[rows[measure].notna()]
-            row |= bounds(measure, bootstrap_mean(there[measure].astype(float), list(there["concept"])))
+            row |= bounds(measure, interval(there[measure].to_numpy(float), list(there["concept"])))
             pairs = pd.concat([means(rows, measure), means(start, measure)], axis=1, join="inner").to_numpy(float)
-            row |= bounds(f"{measure}_minus", paired_difference(pairs[:, 0], pairs[:, 1], range(len(pairs))))
+            row |= bounds(f"{measure}_minus", interval(pairs[:, 0] - pairs[:, 1], range(len(pairs))))
         out.append(row)
     return out
 
@@ -177,24 +186,25 @@ def followed(asked: pd.DataFrame, verdicts: pd.Series, groups: pd.Series, condit
              repeats: int = 1000) -> list[dict]:
     """Does a method's score of X say whether the individual is in the picture? A row for each method of `asked` (`ask_in_class`).
 
-    `auroc`: how often its score of a picture in which the judge knows the individual is above that of one in which not; `ours_minus`:
-    `ours`' less that, on the same resampled exemplars; `rank_correlation` (Spearman), over conditions, of mean score and share of
-    verdicts. verdicts (bool), groups (exemplar) and conditions: by sample_id.
+    `auroc`: how often its score of a picture in which the judge knows the individual is above that of one in which not;
+    `ours_minus`: `ours`' less that, on the same resampled exemplars; `rank_correlation` (Spearman), over conditions, of mean score
+    and share of verdicts. verdicts (bool), groups (exemplar) and conditions: by sample_id.
     """
     table = asked.pivot(index="sample_id", columns="method", values="score").replace(-np.inf, np.nan)
     table = table.fillna(table.min() - 1)  # nothing found: below all
     truth, owners, where = (s.loc[table.index].to_numpy() for s in (verdicts.astype(bool), groups, conditions))
     _, index = np.unique(owners, return_inverse=True)
-    drawn = np.random.default_rng(0).multinomial(index.max() + 1, np.full(index.max() + 1, 1 / (index.max() + 1)), repeats)[:, index]
+    n = int(index.max()) + 1
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), repeats)[:, index]
     resampled = {name: _aurocs(table[name].to_numpy(), truth, drawn) for name in table}
     share = pd.Series(truth.astype(float)).groupby(where).mean()
     rows = []
-    for name in [ours, *(n for n in asked["method"].unique() if n != ours)]:
-        value = [_auroc(table[n].to_numpy(), truth) for n in (name, ours)]
+    for name in [ours, *(other for other in asked["method"].unique() if other != ours)]:
+        value = [_auroc(table[method].to_numpy(), truth) for method in (name, ours)]
         agree = spearmanr(table[name].groupby(where).mean(), share).statistic if len(share) > 2 else np.nan
         rows.append({"method": name, **_resampled("auroc", value[0], resampled[name]),
                      **_resampled("ours_minus", value[1] - value[0], resampled[ours] - resampled[name]),
-                     "rank_correlation": round(float(agree), 3), "n_queries": len(table), "n_exemplars": int(index.max() + 1)})
+                     "rank_correlation": round(float(agree), 3), "n_queries": len(table), "n_exemplars": n})
     return rows
 
 
@@ -203,7 +213,7 @@ def _auroc(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _aurocs(scores: np.ndarray, truth: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """(B,) AUROC of scores (Q,) for truth (Q,) bool where query q counts as often as `times` (B, Q) says; NaN without both kinds."""
+    """(B,) AUROC of scores (Q,) for truth (Q,) bool where query q counts as often as `times` (B, Q) says; NaN with one kind alone."""
     above = (scores[truth][:, None] > scores[~truth][None]) + 0.5 * (scores[truth][:, None] == scores[~truth][None])
     there, absent = times[:, truth].astype(float), times[:, ~truth].astype(float)
     with np.errstate(invalid="ignore"):
