@@ -11,6 +11,7 @@ import base64
 import copy
 import dataclasses
 import io
+import os
 import re
 import sys
 import typing
@@ -29,6 +30,7 @@ TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "di
          "Literal": typing.Literal, "Any": typing.Any}
 COLOURS = 48  # of the pictures in executed notebooks: drawings and charts look the same, and take a third less than in 256
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])[^)\s]+")  # where a Markdown link leads, if that is relative
 STYLE = re.compile(r"<style scoped>.*?</style>\s*", re.DOTALL)  # that pandas puts before each table
 
 
@@ -130,6 +132,15 @@ def normalise(notebook: NotebookNode, root: PathLike = "") -> NotebookNode:
             cell.outputs = [_stable(output, str(root)) for output in cell.outputs if output.get("name") != "stderr"]
             cell.outputs = [output for output in cell.outputs if output.get("data", True)]
     notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def relinked(notebook: NotebookNode, source: PathLike, target: PathLike) -> NotebookNode:
+    """A copy whose relative links in Markdown cells lead from the folder `target` where they led from `source`."""
+    notebook = copy.deepcopy(notebook)
+    way = os.path.relpath(source, target)
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown"):
+        cell.source = LINK.sub(lambda found: Path(os.path.normpath(os.path.join(way, found[0]))).as_posix(), cell.source)
     return notebook
 
 

@@ -139,7 +139,8 @@ class Run:
                 raise NotebookError(f"{self.stage.name}: did not write {out}, which dvc.yaml lists as its output")
         if executed is not None:
             folder = self.workspace / "notebooks" / "executed"
-            notebooks.write(notebooks.normalise(executed, self.root), folder / self.notebook.name)
+            shown = notebooks.relinked(executed, self.notebook.parent, self.root / "notebooks" / "executed")
+            notebooks.write(notebooks.normalise(shown, self.root), folder / self.notebook.name)
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
             atomic_write_json(folder / f"{self.stage.name}.provenance.json", {**self.facts, **cost})

@@ -118,6 +118,14 @@ def test_normalised_copies_of_equal_runs_are_equal_bytes():
     assert "done at data <x at 0x...>" in first and "AAAA" in first and "widget" not in first and "it/s" not in first
 
 
+def test_links_of_a_copy_lead_where_they_led():
+    book = nb.from_percent("# %% [markdown]\n# ![a](../figures/a.png) [b](README.md#part) [c](https://d.e/f) [g](#h) [i](/j)\n\n# %%\n'[k](../l)'")
+    moved = nb.relinked(book, "/r/notebooks", "/r/notebooks/executed")
+    assert moved.cells[0].source == "![a](../../figures/a.png) [b](../README.md#part) [c](https://d.e/f) [g](#h) [i](/j)"
+    assert moved.cells[1].source == book.cells[1].source and "../figures/a.png" in book.cells[0].source
+    assert nb.relinked(book, "/r/notebooks/one", "/r/notebooks/two").cells[0].source.startswith("![a](../figures/a.png) [b](../one/README.md")
+
+
 def test_a_table_is_kept_once_and_as_its_reader_sees_it():
     frame = pd.DataFrame({"method": ["ARD"], "recall": [0.5]})
     shown = new_output("display_data", data={"text/html": frame._repr_html_(), "text/plain": repr(frame)})
