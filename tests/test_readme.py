@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ard import notebook as nb
+from ard import markdown_tables as tables
 from ard import readme
 from ard.evaluation import ROWS
 from ard.files import FileError
@@ -30,11 +31,11 @@ def table(methods=("chance", "ARD")):
 
 
 def test_rows_are_gated_where_there_is_a_box_and_name_their_command():
-    lines = readme.results(table()).splitlines()
+    lines = tables.results(table()).splitlines()
     assert lines[2].startswith("| chance | – | 0.375 [0.250, 0.250] |") and lines[2].endswith("|  |")
     assert lines[3].startswith("| ARD | 0.500 | 0.125 ") and "`python -m ard.run 07_phase2`" in lines[3]
     assert len({line.count("|") for line in lines[:4]}) == 1 and "8 queries of 4 exemplars" in lines[-1]
-    assert set(readme.COMMANDS) <= set(ROWS)
+    assert set(tables.COMMANDS) <= set(ROWS)
 
 
 def test_only_the_part_between_the_markers_is_written(tmp_path):
@@ -52,14 +53,14 @@ def test_only_the_part_between_the_markers_is_written(tmp_path):
 
 
 def test_rows_made_elsewhere_stand_before_ours_with_their_command():
-    text = readme.results(table(("chance", "ARD-", "ARD")), table(("ARD (paper)",)))
+    text = tables.results(table(("chance", "ARD-", "ARD")), table(("ARD (paper)",)))
     names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert names[2:] == ["chance", "ARD (paper)", "ARD-", "ARD"] and text.count("21_diagnostics") == 1
 
 
 def test_trainings_with_several_seeds_are_shown_against_the_first():
     cells = "settings,method,trainings,recall_1,ci_low,ci_high,spread,difference,difference_low,difference_high"
-    text = readme.seeds(f"{cells}\nas used,ARD,3,.8,.7,.9,.02,0,0,0\npaper,ARD,1,.1,.05,.2,,-.7,-.8,-.6\n")
+    text = tables.seeds(f"{cells}\nas used,ARD,3,.8,.7,.9,.02,0,0,0\npaper,ARD,1,.1,.05,.2,,-.7,-.8,-.6\n")
     assert "| as used | ARD | 3 | 0.800 [0.700, 0.900] | 0.020 |  |" in text
     assert "| paper | ARD | 1 | 0.100 [0.050, 0.200] | – | -0.700 [-0.800, -0.600] |" in text
 
@@ -82,7 +83,7 @@ def test_a_pair_of_backbones_is_a_line_with_both_phases():
     cells = "row,method,recall_1,ci_low,ci_high,against,difference,difference_low,difference_high,box_acc,same_class_recall_1"
     rows = (f"{cells}\nlarge,ARD-,.5,.4,.6,small,.1,0,.2,1,1\nlarge,ARD,.6,.5,.7,small,.2,.1,.3,.9,.8\n"
             "small,ARD-,.4,.3,.5,small,0,0,0,1,1\nsmall,ARD,.4,.2,.5,small,0,0,0,.7,.6\n")
-    assert readme.backbones(rows).splitlines()[2:] == [
+    assert tables.backbones(rows).splitlines()[2:] == [
         "| large | 0.500 [0.400, 0.600] | 0.600 [0.500, 0.700] | 0.900 | 0.800 | 0.200 [0.100, 0.300] |",
         "| small | 0.400 [0.300, 0.500] | 0.400 [0.200, 0.500] | 0.700 | 0.600 |  |"]
 
@@ -92,17 +93,17 @@ def test_a_study_asked_twice_has_a_line_for_each_row_beside_the_one_in_use():
     head = ",".join(["method", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
     used = f"as used{',0.5,0.4,0.6,0,0,0' * 2},0.9,0.8,1"
     rows = f"{head}\n{used}\nbefore{',0.4,0.3,0.5,-0.1,-0.2,0' * 2},0.7,0.6,0.8\n"
-    assert readme.asked_twice(rows).splitlines()[2:] == [
+    assert tables.asked_twice(rows).splitlines()[2:] == [
         "| as used | 0.500 [0.400, 0.600] |  | 0.500 [0.400, 0.600] |  | 0.900 [0.800, 1.000] |",
         "| before | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.700 [0.600, 0.800] |"]
-    titles, rule, line = readme.asked_twice(f"{head},auroc\n{used},0.85\n").splitlines()
+    titles, rule, line = tables.asked_twice(f"{head},auroc\n{used},0.85\n").splitlines()
     assert titles.count("|") == rule.count("|") == line.count("|") and "AUROC" in titles and line.endswith("| 0.850 |")
 
 
 def test_a_token_is_a_line_beside_the_one_in_use():
     rows = ("token,recall_1,ci_low,ci_high,difference,difference_low,difference_high,same_class_recall_1\n"
             "one,.8,.7,.9,0,0,0,.95\ngrid,.75,.6,.8,-.05,-.1,.02,.9\n")
-    assert readme.tokens(rows).splitlines()[2:] == ["| one | 0.800 [0.700, 0.900] | 0.950 |  |",
+    assert tables.tokens(rows).splitlines()[2:] == ["| one | 0.800 [0.700, 0.900] | 0.950 |  |",
                                                     "| grid | 0.750 [0.600, 0.800] | 0.900 | -0.050 [-0.100, 0.020] |"]
 
 
@@ -111,10 +112,10 @@ def test_the_arena_shows_a_method_once_with_its_price():
              "ard_minus_low,ard_minus_high,n_queries")
     rows = (f"{cells}\nchance,False,the truth,,.01,.01,.01,.1,.1,,,,9\nVFA,True,box,.5,.2,.1,.3,.4,.3,.6,.5,.7,9\n"
             "VFA,False,box,.5,.9,.9,.9,.9,.3,.6,.5,.7,9\nARD,False,box,1,1,1,1,1,1,0,0,0,9\n")
-    lines = readme.arena(rows, '{"VFA": {"query_seconds": 2.345}}').splitlines()
+    lines = tables.arena(rows, '{"VFA": {"query_seconds": 2.345}}').splitlines()
     assert lines[2:] == ["| VFA | box | 0.500 | 0.200 [0.100, 0.300] | 0.400 | 0.300 | 0.600 [0.500, 0.700] | 9 | 2.3 |"]
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
-    assert readme.arena(rows).endswith("| – |")
+    assert tables.arena(rows).endswith("| – |")
 
 
 def test_the_second_test_set_shows_every_row_and_what_it_was_given():
@@ -122,14 +123,14 @@ def test_the_second_test_set_shows_every_row_and_what_it_was_given():
              "ard_minus,ard_minus_low,ard_minus_high,n_queries,n_exemplars,gallery_size")
     rows = (f"{cells}\nchance,False,the truth,,.01,.01,.01,.05,.1,.1,,,,9,3,7\nAbC,False,pairs,,.9,.9,.9,.9,.9,.3,-.3,-.5,-.1,9,3,7\n"
             "ARD,False,box,1,.8,.7,.9,1,1,1,0,0,0,9,3,7\nARD,True,box,1,.6,.5,.7,.8,.9,.9,0,0,0,9,3,7\n")
-    lines = readme.release(rows).splitlines()
+    lines = tables.release(rows).splitlines()
     assert lines[2] == "| chance | the truth | – | 0.010 [0.010, 0.010] | 0.050 | 0.100 | 0.100 | – |"
     assert lines[3].endswith("| -0.300 [-0.500, -0.100] |")
     assert lines[4] == "| ARD | box | 1.000 | 0.600 [0.500, 0.700] | 0.800 | 0.900 | 0.900 | – |"
     assert "9 queries of 3 exemplars, each ranked against 7 images" in lines[-1]
     more = f"{cells}\nARD (paper),True,box,1,.2,.1,.3,.5,.6,.3,.4,.3,.5,9,3,7\n"
     ours = rows.replace("\nARD,False", "\nARD-,True,box,1,.5,.4,.6,.7,.8,.8,.1,0,.2,9,3,7\nARD,False")
-    names = [line.split("|")[1].strip() for line in readme.release(ours, more).splitlines()[2:7]]
+    names = [line.split("|")[1].strip() for line in tables.release(ours, more).splitlines()[2:7]]
     assert names == ["chance", "AbC", "ARD (paper)", "ARD-", "ARD"]
 
 
@@ -138,7 +139,7 @@ def test_couples_show_which_of_the_two_beside_the_ranking():
               "ours_minus_high,n_queries\ncrop cosine,.4,.3,.5,.2,.667,,.5,.4,.6,9\nARD,.9,.8,1,.1,.9,.8,0,0,0,9\n")
     table = ("method,gated,recall_1,ci_low_recall_1,ci_high_recall_1,gallery_size\nclass oracle,False,.1,.1,.1,7\n"
              "crop cosine,True,.2,.1,.3,7\ncrop cosine,False,.9,.9,.9,7\nARD,True,.6,.5,.7,7\nARD,False,.9,.9,.9,7\n")
-    lines = readme.couples(within, table).splitlines()
+    lines = tables.couples(within, table).splitlines()
     assert lines[2] == ("| crop cosine | 0.400 [0.300, 0.500] | 0.200 | 0.667 | – | 0.500 [0.400, 0.600] "
                         "| 0.200 [0.100, 0.300] |")
     assert lines[3] == "| ARD | 0.900 [0.800, 1.000] | 0.100 | 0.900 | 0.800 | – | 0.600 [0.500, 0.700] |"
@@ -149,7 +150,7 @@ def test_diagnostics_are_a_line_for_each_detector():
     shares = (("text", .6, ""), ("exemplar", .9, .7), ("box", .8, ""))
     changed = "question,method,share_fallen,ci_low,ci_high,partner_above\n" + "".join(
         f"{question},ARD,{share},.1,.2,{above}\n" for question, share, above in shares)
-    lines = readme.diagnostics(changed, "method,auroc,ece_calibrated,same_class_auroc\nARD,.75,.05,.85\n").splitlines()
+    lines = tables.diagnostics(changed, "method,auroc,ece_calibrated,same_class_auroc\nARD,.75,.05,.85\n").splitlines()
     assert lines[-1] == ("| ARD | 0.900 [0.100, 0.200] | 0.700 | 0.600 [0.100, 0.200] | 0.800 [0.100, 0.200] "
                          "| 0.750 | 0.050 | 0.850 |")
     assert len({line.count("|") for line in lines}) == 1
@@ -161,9 +162,9 @@ PRESENCE = ("method,n_queries,auroc,auroc_low,auroc_high,minus,minus_low,minus_h
 
 
 @pytest.mark.parametrize("write, rows, shown", [
-    (readme.sureness, SURENESS, ["| 5 | 0.490 | 0.040 | 0.950 | 0.460 | 0.470 | 0.030 |",
+    (tables.sureness, SURENESS, ["| 5 | 0.490 | 0.040 | 0.950 | 0.460 | 0.470 | 0.030 |",
                                  "| 100 | 0.500 | 0.100 | 0.750 | 0.350 | 0.300 | 0.200 |"]),
-    (readme.presence, PRESENCE, ["| ARD | 0.800 [0.700, 0.900] | – | 0.050 | 0.490 |",
+    (tables.presence, PRESENCE, ["| ARD | 0.800 [0.700, 0.900] | – | 0.050 | 0.490 |",
                                  "| rival | 0.750 [0.600, 0.800] | -0.050 [-0.100, 0.010] | 0.110 | 0.520 |"])])
 def test_sureness_and_presence_are_a_line_for_each_row(write, rows, shown):
     lines = write(rows).splitlines()
@@ -175,19 +176,28 @@ def test_counterfactuals_put_the_cause_beside_the_rank_and_a_guess_beside_the_cl
             "n_collections\na guess,.25,.25,.25,.7,.6,.8,.2,.1,.3,9,3\nARD,.6,.5,.7,.9,.8,1,0,0,0,9,3\n")
     table = ("method,gated,recall_1,ci_low_recall_1,ci_high_recall_1,n_queries,gallery_size\nclass oracle,False,.1,.1,.1,4,100\n"
              "ARD,False,.9,.8,1,4,100\nARD,True,.5,.4,.6,4,100\n")
-    lines = readme.counterfactuals(told, table).splitlines()
+    lines = tables.counterfactuals(told, table).splitlines()
     assert lines[2:4] == ["| a guess | 0.700 [0.600, 0.800] | 0.200 [0.100, 0.300] | 0.250 | 0.100 [0.100, 0.100] |",
                           "| ARD | 0.900 [0.800, 1.000] | – | 0.600 | 0.500 [0.400, 0.600] |"]
     assert lines[-1].startswith("9 queries of 3 collections, 4 of them with a clear source, ranked against 100 images.")
     assert len({line.count("|") for line in lines[:4]}) == 1
     with pytest.raises(KeyError, match="rival"):  # not ranked: never shown with another's number
-        readme.counterfactuals(told.replace("ARD,", "rival,"), table)
+        tables.counterfactuals(told.replace("ARD,", "rival,"), table)
+
+
+def test_a_listed_table_has_intervals_where_there_are_and_counts_as_they_are():
+    table = "kind,n_exemplars,share,share_low,share_high,other,left_out\nsize 0.05,20,.5,.25,.75,.125,9\nnoise,7,,,,nan,9\n"
+    assert tables.listed({"condition": "kind", "of": "n_exemplars", "share [95%]": "share", "other": "other"})(table).splitlines() == [
+        "| condition | of | share [95%] | other |", "| --- | --- | --- | --- |", "| size 0.05 | 20 | 0.500 [0.250, 0.750] | 0.125 |",
+        "| noise | 7 | – [–, –] | – |"]
+    with pytest.raises(KeyError, match="nothing"):
+        tables.listed({"a": "nothing"})(table)
 
 
 def test_choices_are_a_line_for_each_method():
     rows = ("method,change,recall_1,low,high,minus,minus_low,minus_high,n_queries\nAbC,as used,.5,.4,.6,0,0,0,9\n"
             "AbC,augment none,.6,.5,.7,.1,-.1,.3,9\nAbC,epochs 3,.2,.1,.3,-.3,-.4,-.2,9\nVFA,as used,1,1,1,0,0,0,4\n")
-    assert readme.choices(rows).splitlines()[2:] == [
+    assert tables.choices(rows).splitlines()[2:] == [
         "| AbC | 0.500 [0.400, 0.600] | augment none: 0.100 [-0.100, 0.300]; epochs 3: -0.300 [-0.400, -0.200] | 9 |",
         "| VFA | 1.000 [1.000, 1.000] |  | 4 |"]
 
@@ -197,7 +207,7 @@ def test_the_study_shows_what_no_mapper_saw():
         f"vae,{mapper},{classes},medium,{wording},{value}\n" for mapper, classes, wording, value in (
             ("none", "seen", "test", .1), ("none", "seen", "train", .9), ("none", "unseen", "test", .2),
             ("MLP", "seen", "test", .3), ("MLP", "unseen", "test", .4)))
-    assert readme.study(rows).splitlines() == [
+    assert tables.study(rows).splitlines() == [
         "| features | mapper | seen classes, medium | unseen classes, medium |", "| --- | --- | --- | --- |",
         "| vae | none | 0.100 | 0.200 |", "| vae | MLP | 0.300 | 0.400 |"]
 
