@@ -24,8 +24,8 @@ POINTED = {"fault": "fault", "method": "method", "the faulty picture first": "fo
 STATES = {"learned": "condition", "has an R_Q": "kept", "the judge knows the individual [95%]": "individual",
           "less sound, paired [95%]": "individual_minus", "judge's likeness to the sound one [95%]": "likeness",
           "less sound, paired [95%] ": "likeness_minus"}
-GIVEN_BACK = {"mended": "condition", "exemplars": "who", "how many": "n_exemplars", "the judge knows more [95%]": "individual_minus",
-              "likeness gained [95%]": "likeness_minus"}
+GIVEN_BACK = {"learned again": "condition", "the judge knows more than with the fault, paired [95%]": "individual_minus",
+              "likeness more, paired [95%]": "likeness_minus"}
 
 # page: the name of each part, as its markers have it: the tables it is made of, and how; all but the first may be missing
 PAGES = {

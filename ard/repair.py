@@ -6,6 +6,7 @@ of a class stand in each picture here, so that to mend the wrong one helps nobod
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,12 +76,18 @@ def with_faults(dataset: Dataset, samples: Sequence[Sample], folder: str | Path)
     return replace(dataset, samples={**dataset.samples, "test": asked}, gallery={**dataset.gallery, "test": gallery})
 
 
-def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]], dataset: Dataset) -> dict[str, Pick]:
-    """What a method's owner would mend for each concept: the strongest answer to its first query."""
-    files, found = {im.image_id: im.file for im in dataset.gallery["test"]}, {}
+def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]], dataset: Dataset,
+          pictures: int = 0) -> dict[str, Pick]:
+    """What a method's owner would mend for each concept, who asks about the first so many `pictures` of it (0: all): the image with
+    the highest score on average, and there the box that answered highest."""
+    files, said = {im.image_id: im.file for im in dataset.gallery["test"]}, defaultdict(list)
     for sample in samples:
-        best = max(answers[sample.sample_id], key=lambda a: (a.score, a.image_id))
-        found.setdefault(sample.concept_id, (files[best.image_id], best.box))
+        said[sample.concept_id].append({a.image_id: a for a in answers[sample.sample_id]})
+    found = {}
+    for concept, asked in said.items():
+        asked = asked[: pictures or None]
+        best = max(files, key=lambda image: (np.mean([given[image].score for given in asked]), image))
+        found[concept] = files[best], max((given[best] for given in asked), key=lambda a: a.score).box
     return found
 
 
@@ -124,3 +131,10 @@ def well_chosen(chosen: Mapping[str, Pick], samples: Sequence[Sample]) -> set[st
     homes = {s.concept_id: (s.exemplar_file, s.exemplar_box) for s in samples}
     return {name for name, (file, box) in chosen.items()
             if file == homes[name][0] and box is not None and box_iou([box], [homes[name][1]])[0, 0] >= IOU_GATE}
+
+
+def made_whole(pictures: pd.DataFrame, fault: str, right: set[str], name: str) -> pd.DataFrame:
+    """Pictures of a condition `name` in which the owner mends the whole thing that was pointed at: of concepts in `right` those of
+    the condition "sound", since then they are learned as they are, of others those with the fault, which stays."""
+    sound, faulty = (pictures[pictures["condition"] == condition] for condition in ("sound", fault))
+    return pd.concat([sound[sound["concept"].isin(right)], faulty[~faulty["concept"].isin(right)]]).assign(condition=name)

@@ -80,16 +80,33 @@ def answers(dataset, samples, right_box):
     return found
 
 
-def test_an_owner_follows_the_strongest_answer_to_the_first_query(dataset):
+def test_an_owner_follows_the_answers_to_the_pictures_asked_about(dataset):
     samples = dataset.samples["test"]
     given = answers(dataset, samples, None)
-    chosen = repair.picks(samples, given, dataset)
+    chosen = repair.picks(samples, given, dataset, 1)
     assert chosen == {s.concept_id: (s.exemplar_file, s.exemplar_box) for s in samples}
     assert repair.well_chosen(chosen, samples) == set(chosen)
-    others = repair.picks(samples[::-1], given, dataset)
-    assert all(file != s.exemplar_file for s in samples for file in [others[s.concept_id][0]]) and not repair.well_chosen(others, samples)
+    wrong = repair.picks(samples[::-1], given, dataset, 1)
+    assert all(wrong[s.concept_id][0] != s.exemplar_file for s in samples) and not repair.well_chosen(wrong, samples)
     corner = {name: (file, (0.0, 0.0, 2.0, 2.0)) for name, (file, _) in chosen.items()}
     assert not repair.well_chosen(corner, samples) and not repair.well_chosen({n: (f, None) for n, (f, _) in chosen.items()}, samples)
+
+
+def test_several_pictures_outvote_one(dataset):
+    one, two = dataset.samples["test"][:2]
+    home, other = dataset.gallery["test"][0], dataset.gallery["test"][1]
+    boxes = [(0.0, 0.0, 9.0, 9.0), (1.0, 1.0, 8.0, 8.0)]
+    said = {s.sample_id: [Attribution(im.image_id, box, scores.get(im.image_id, 0.0)) for im in dataset.gallery["test"]]
+            for s, box, scores in ((one, boxes[0], {home.image_id: 0.6, other.image_id: 0.5}), (two, boxes[1], {other.image_id: 0.9}))}
+    assert repair.picks([one, two], said, dataset, 1) == {one.concept_id: (home.file, boxes[0])}
+    assert repair.picks([one, two], said, dataset) == {one.concept_id: (other.file, boxes[1])}, "the box that answered highest there"
+
+
+def test_a_thing_mended_whole_is_as_sound_and_all_others_stay_faulty():
+    pictures = repair.pd.DataFrame([(c, who, f"{c} {who}") for c in ("sound", "bars", "bars, box mended") for who in "ab"],
+                                   columns=["condition", "concept", "picture"])
+    made = repair.made_whole(pictures, "bars", {"b"}, "whole")
+    assert set(made["condition"]) == {"whole"} and dict(zip(made["concept"], made["picture"])) == {"a": "bars a", "b": "sound b"}
 
 
 def test_pointing_at_the_fault_takes_the_picture_and_the_box(dataset):
