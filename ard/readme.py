@@ -19,8 +19,7 @@ BEHAVIOUR = {"condition": "condition", "has an R_Q": "kept", "the judge knows th
 FOLLOWS = {"over": "over", "score of X by": "method", "AUROC for the judge's verdict [95%]": "auroc",
            "ARD's less this, paired [95%]": "ours_minus", "correlation of the conditions' means": "rank_correlation"}
 POINTED = {"fault": "fault", "method": "method", "the faulty picture first": "found", "and the box on the fault [95%]": "pointed_at",
-           "ARD's less this, paired [95%]": "ours_minus", "box on the right one of two": "within_image",
-           "no box there": "no_box"}
+           "ARD's less this, paired [95%]": "ours_minus", "box on the right one of two": "within_image"}
 STATES = {"learned": "condition", "has an R_Q": "kept", "the judge knows the individual [95%]": "individual",
           "less sound, paired [95%]": "individual_minus", "judge's likeness to the sound one [95%]": "likeness",
           "less sound, paired [95%] ": "likeness_minus"}

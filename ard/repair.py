@@ -18,7 +18,7 @@ from ard import studies
 from ard.alterations import fenced, mended, upside_down
 from ard.counterfactuals import covered
 from ard.evaluation import Answers
-from ard.exemplars import Exemplar, write_mask
+from ard.exemplars import Detect, Exemplar, write_mask
 from ard.fidelity import Judges
 from ard.generate import Drawn
 from ard.geometry import box_iou
@@ -74,6 +74,13 @@ def with_faults(dataset: Dataset, samples: Sequence[Sample], folder: str | Path)
     gallery = tuple(replace(im, file=files.get(im.file, im.file)) for im in dataset.gallery["test"])
     asked = tuple(replace(s, exemplar_file=files[s.exemplar_file]) for s in samples)
     return replace(dataset, samples={**dataset.samples, "test": asked}, gallery={**dataset.gallery, "test": gallery})
+
+
+def found_by_name(exemplars: Sequence[Exemplar], folder: str | Path, detect: Detect) -> float:
+    """The share of exemplars on whose R_X (IoU 0.5) a detector of classes has a box in folder/images/<exemplar_id>.png: elsewhere
+    no class filter can point at it."""
+    boxes = [(e, detect(read_image(Path(folder) / "images" / f"{e.exemplar_id}.png"), e.class_name)[0]) for e in exemplars]
+    return float(np.mean([len(found) > 0 and box_iou(found, [e.box]).max() >= IOU_GATE for e, found in boxes]))
 
 
 def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]], dataset: Dataset,

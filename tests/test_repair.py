@@ -80,6 +80,14 @@ def answers(dataset, samples, right_box):
     return found
 
 
+def test_a_name_finds_what_a_box_of_its_class_lies_on(dataset):
+    people = [Exemplar(s.concept_id, "", s.class_name, s.exemplar_box, 1.0, "", 1) for s in dataset.samples["test"][::2]]
+    boxes = [[e.box, (0.0, 0.0, 3.0, 3.0)] if e.class_name == "cat" else [] if e.class_name == "dog" else [(0.0, 0.0, 3.0, 3.0)] for e in people]
+    given = iter(boxes)
+    share = repair.found_by_name(people, dataset.root, lambda image, name: (np.array(next(given), float).reshape(-1, 4), None))
+    assert share == sum(e.class_name == "cat" for e in people) / len(people) > 0
+
+
 def test_an_owner_follows_the_answers_to_the_pictures_asked_about(dataset):
     samples = dataset.samples["test"]
     given = answers(dataset, samples, None)
