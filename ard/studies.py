@@ -38,6 +38,7 @@ Alter = Callable[[Exemplar, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarra
 
 
 def unaltered(exemplar: Exemplar, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is learned where a condition changes the recipe alone."""
     return image, mask
 
 
