@@ -14,15 +14,15 @@ from ard import markdown_tables as tables
 from ard.files import FileError, atomic_write_text
 
 BEHAVIOUR = {"condition": "condition", "has an R_Q": "kept", "the judge knows the individual [95%]": "individual",
-             "less as used, paired [95%]": "individual_minus", "ARD has X first of ten": "first", "ARD's score of X [95%]": "score",
-             "less as used, paired [95%] ": "score_minus"}
+             "that less as used, paired [95%]": "individual_minus", "ARD has X first of ten [95%]": "first",
+             "ARD's score of X [95%]": "score", "score less as used, paired [95%]": "score_minus"}
 FOLLOWS = {"over": "over", "score of X by": "method", "AUROC for the judge's verdict [95%]": "auroc",
            "ARD's less this, paired [95%]": "ours_minus", "correlation of the conditions' means": "rank_correlation"}
 POINTED = {"fault": "fault", "method": "method", "the faulty picture first": "found", "and the box on the fault [95%]": "pointed_at",
            "ARD's less this, paired [95%]": "ours_minus", "box on the right one of two": "within_image"}
 STATES = {"learned": "condition", "has an R_Q": "kept", "the judge knows the individual [95%]": "individual",
-          "less sound, paired [95%]": "individual_minus", "judge's likeness to the sound one [95%]": "likeness",
-          "less sound, paired [95%] ": "likeness_minus"}
+          "that less sound, paired [95%]": "individual_minus", "judge's likeness to the sound one [95%]": "likeness",
+          "likeness less sound, paired [95%]": "likeness_minus"}
 GIVEN_BACK = {"learned again": "condition", "the judge knows more than with the fault, paired [95%]": "individual_minus",
               "likeness more, paired [95%]": "likeness_minus"}
 
