@@ -10,7 +10,7 @@ import numpy as np
 from ard.counterfactuals import covered
 from ard.records import Box
 
-BAR = (112, 84, 60)  # RGB of a fence's bars, a brown that no palette of the mini world has
+BAR = (112, 84, 60)  # RGB of a fence's bars: wood
 
 
 def gaussian_noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:

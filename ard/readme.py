@@ -42,8 +42,10 @@ PAGES = {
         "tokens": (("data/tokens/rows.csv",), tables.tokens), "backbones": (("data/backbones/table3.csv",), tables.backbones),
         "counterfactuals": (("data/counterfactuals/told.csv", "data/counterfactuals/table.csv"), tables.counterfactuals),
         "behaviour": (("data/behaviour/conditions.csv",), tables.listed(BEHAVIOUR)),
-        "follows": (("data/behaviour/follows.csv",), tables.listed(FOLLOWS)), "pointed": (("data/repair/pointed.csv",), tables.listed(POINTED)),
-        "states": (("data/repair/states.csv",), tables.listed(STATES)), "given back": (("data/repair/given_back.csv",), tables.listed(GIVEN_BACK)),
+        "follows": (("data/behaviour/follows.csv",), tables.listed(FOLLOWS)),
+        "pointed": (("data/repair/pointed.csv",), tables.listed(POINTED)),
+        "states": (("data/repair/states.csv",), tables.listed(STATES)),
+        "given back": (("data/repair/given_back.csv",), tables.listed(GIVEN_BACK)),
         "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), tables.diagnostics)}}
 
 
