@@ -133,6 +133,13 @@ def judged(judges: Judges, drawn: Sequence[Drawn], exemplars: Sequence[Exemplar]
     return studies.judged(judges, drawn, exemplars, pool, seed).assign(likeness=alike)
 
 
+def together(answers: Mapping[str, Sequence[Attribution]], dataset: Dataset) -> float:
+    """The share of exemplars whose owner is pointed at R_X when all of its queries are asked together (`picks`, `well_chosen`)."""
+    samples = dataset.samples["test"]
+    chosen = picks(samples, answers, dataset)
+    return round(len(well_chosen(chosen, samples)) / len(chosen), 6)
+
+
 def well_chosen(chosen: Mapping[str, Pick], samples: Sequence[Sample]) -> set[str]:
     """Concepts of whose faulty picture the owner was pointed at R_X (IoU 0.5). samples: as asked, with their faulty pictures."""
     homes = {s.concept_id: (s.exemplar_file, s.exemplar_box) for s in samples}

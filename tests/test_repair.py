@@ -137,3 +137,15 @@ def test_likeness_is_to_the_sound_region(dataset, monkeypatch):
     drawn = [replace(drawn_like(sample, "a"), file=str(dataset.root / sample.query_file)), drawn_like(sample, "b", "not found")]
     table = repair.judged(Judges(), drawn, [exemplar], dataset.root, 3, 0)
     assert table["likeness"][0] == 0.75 and np.isnan(table["likeness"][1])
+
+
+def test_asked_together_counts_exemplars(dataset):
+    samples = dataset.samples["test"]
+    everyone = {s.sample_id: [Attribution(im.image_id, s.exemplar_box, float(im.file == s.exemplar_file)) for im in dataset.gallery["test"]]
+                for s in samples}
+    assert repair.together(everyone, dataset) == 1
+    lost = samples[0].concept_id
+    missed = {s.sample_id: [replace(a, box=(0.0, 0.0, 2.0, 2.0)) if s.concept_id == lost else a for a in everyone[s.sample_id]] for s in samples}
+    assert repair.together(missed, dataset) == pytest.approx(1 - 1 / 6)
+    nothing = {name: [replace(a, box=None, score=float("-inf")) for a in said] for name, said in everyone.items()}
+    assert repair.together(nothing, dataset) == 0
