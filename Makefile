@@ -42,6 +42,7 @@ ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate 40_behaviour
 	$(VENV)/bin/python -m ard.run --estimate 41_repair
 	$(VENV)/bin/python -m ard.run --estimate 42_recipes
+	$(VENV)/bin/python -m ard.run --estimate 43_together
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

@@ -1,0 +1,130 @@
+"""How much more is found when several pictures of a thing are asked about together, and how sure may one be? (`ard.together`)
+
+Notebook 43: each exemplar's queries in groups of n, drawn at random, nested: what n pictures say is part of what n + 1 say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+
+from ard.abstention import gallery_scores
+from ard.baselines.kit import Kit
+from ard.chances import Chances
+from ard.detector.method import DetectorMethod
+from ard.detector.model import AttributionGroundingDinoForObjectDetection
+from ard.detector.reading import untied
+from ard.evaluation import Answers, Ask, alone, collect_all
+from ard.intervals import bootstrap_mean, paired_difference
+from ard.metrics import Attributions, facts, outcome
+from ard.presence import presence
+from ard.records import Dataset, Sample
+from ard.studies import bounds
+from ard.together import SMALLEST, Pool, log_ratios, together
+
+Groups = list[tuple[int, tuple[Sample, ...]]]  # n and as many pictures of one exemplar
+Said = Mapping[str, tuple[np.ndarray, np.ndarray]]  # by sample_id: (N,) chances with the source in the gallery, (N - 1,) without
+
+JUDGED = "the exemplar's own token"  # how ARD is read for whether the source is there (`ard.detector.reading`)
+
+
+def one_by_one(kit: Kit, detector: AttributionGroundingDinoForObjectDetection, rivals: Mapping[str, Ask], folder: str | Path) -> Answers:
+    """Answers of rivals, of ARD as it ranks, and of ARD as it is read for its chances (`JUDGED`), to each query of the kit's split by
+    itself; kept in `folder`, so a killed run goes on."""
+    asks = {name: alone(name, DetectorMethod(read, kit.features)) for name, read in (("ARD", detector), (JUDGED, untied(detector)))}
+    return collect_all({**rivals, **asks}, kit.dataset.samples[kit.split], kit.dataset, kit.split, folder)
+
+
+def groups(samples: Sequence[Sample], sizes: Sequence[int], orders: int, seed: int = 0) -> Groups:
+    """The first n pictures of each exemplar, for each of `sizes`, in `orders` orders drawn at random; of an exemplar with no more than
+    n pictures, all of them, once."""
+    rng, of, found = np.random.default_rng(seed), {}, []
+    for sample in samples:
+        of.setdefault(sample.concept_id, []).append(sample)
+    for mine in of.values():
+        shuffled = [[mine[i] for i in rng.permutation(len(mine))] for _ in range(orders)]
+        found += [(n, tuple(order[:n])) for n in sizes for order in (shuffled if n < len(mine) else shuffled[:1])]
+    return found
+
+
+def halves(pictures: Groups) -> tuple[Groups, Groups]:
+    """The groups of every second exemplar, and those of the others."""
+    order = {name: i for i, name in enumerate(dict.fromkeys(group[0].concept_id for _, group in pictures))}
+    return tuple([g for g in pictures if order[g[1][0].concept_id] % 2 == half] for half in (0, 1))
+
+
+def asked(answers: Attributions, pictures: Groups, dataset: Dataset, split: str, odds: bool) -> pd.DataFrame:
+    """A row for each group, in order: `n`, its `concept`, and whether X comes `first`, X's `box` is right (IoU 0.5), and both (`right`;
+    for a method without boxes X comes first). odds: as of `together`."""
+    gallery, rows = dataset.gallery[split], []
+    known = {group[0].concept_id: facts(group[0], gallery) for _, group in pictures}
+    for n, group in pictures:
+        told = outcome(known[group[0].concept_id], together([answers[s.sample_id] for s in group], odds), gallery)
+        rows.append((n, group[0].concept_id, told.rank == 1, told.box_ok, told.iou is not None))
+    table = pd.DataFrame(rows, columns=["n", "concept", "first", "box", "boxed"])
+    return table.assign(right=table["first"] & (table["box"] | (not table["boxed"].any()))).drop(columns="boxed")
+
+
+def table(said: Mapping[str, pd.DataFrame], ours: str = "ARD") -> list[dict]:
+    """A row for each method and n: the mean of `right` (`recall_1`), `first` and `box` over exemplars, `ours_minus`, ours' recall_1 less
+    that, and `more`, its recall_1 less that with the smallest n, both paired. Intervals resample exemplars."""
+    rows = []
+    means = {name: of.groupby(["n", "concept"])[["right", "first", "box"]].mean() for name, of in said.items()}
+    for name, of in means.items():
+        sizes = of.index.unique("n")
+        for n in sizes:
+            mine, who = of.loc[n], list(of.loc[n].index)
+            less = {"ours_minus": means[ours].loc[n], "more": of.loc[sizes.min()]}
+            pairs = {"ours_minus": (less["ours_minus"], mine), "more": (mine, less["more"])}
+            rows.append({"method": name, "n": int(n), **bounds("recall_1", bootstrap_mean(mine["right"], who)),
+                         **{what: round(float(mine[what].mean()), 6) for what in ("first", "box")},
+                         **{key: value for what, (a, b) in pairs.items()
+                            for key, value in bounds(what, paired_difference(a["right"].loc[who], b["right"].loc[who], who)).items()},
+                         "n_exemplars": len(who)})
+    return rows
+
+
+# ---- is it there at all? ---------------------------------------------------------------------------------------------
+def said_twice(chances: Chances, ranked: Attributions, judged: Attributions, dataset: Dataset, split: str) -> tuple[Said, dict[str, int]]:
+    """What `chances` say of each query, with its source in the gallery and without; and the place of X among the images, by concept."""
+    (strength, source), (scores, _) = (gallery_scores(found, dataset, split) for found in (ranked, judged))
+    rest = [np.arange(scores.shape[1]) != place for place in source]
+    said = {name: (chances(s, r), chances(s[other], r[other])) for name, s, r, other in zip(ranked, scores, strength, rest, strict=True)}
+    of = {s.sample_id: s.concept_id for s in dataset.samples[split]}
+    return said, {of[name]: int(place) for name, place in zip(ranked, source)}
+
+
+def sure(said: Said, pictures: Groups, pool: Pool) -> pd.DataFrame:
+    """A row for each group, in order: `n`, `concept`, and how likely the source is said to be `there`, asked with it in the gallery,
+    and without (`gone`)."""
+    rows = [(n, group[0].concept_id, *(pool([said[s.sample_id][i] for s in group])[1] for i in (0, 1))) for n, group in pictures]
+    return pd.DataFrame(rows, columns=["n", "concept", "there", "gone"])
+
+
+def fit_pool(said: Said, place: Mapping[str, int], pictures: Groups) -> Pool:
+    """The pool under which what groups of several pictures say is likeliest: that X is the source where it is there, that none is
+    where not. place: as `said_twice` gives it."""
+    ratios = {name: [log_ratios(of) for of in both] for name, both in said.items()}
+    means = [(len(g), place[g[0].concept_id], *(np.mean([ratios[s.sample_id][i] for s in g], 0) for i in (0, 1)))
+             for _, g in pictures if len(g) > 1]
+
+    def loss(weights: np.ndarray) -> float:
+        pool = Pool(*weights)
+        told = [(pool.of_mean(there, n)[0][x], 1 - pool.of_mean(gone, n)[1]) for n, x, there, gone in means]
+        return -float(np.log(np.maximum(told, SMALLEST)).sum())
+
+    return Pool(*(round(float(weight), 2) for weight in minimize(loss, [0.5, 0.0], method="Nelder-Mead").x))
+
+
+def told(said: pd.DataFrame) -> list[dict]:
+    """A row for each n of what `sure` says: `auroc`, how often it is surer with the source there than without, over all pairs of groups,
+    with an interval that resamples exemplars; `ece` of the chances, and `sure`, their mean, which should be one half."""
+    rows = []
+    for n, of in said.groupby("n"):
+        row = presence({"ARD": np.stack([of["there"], of["gone"]])}, list(of["concept"]))[0]
+        rows.append({"n": int(n), **{name: row[name] for name in ("auroc", "auroc_low", "auroc_high", "ece", "sure")}, "n_groups": len(of)})
+    return rows
