@@ -41,18 +41,20 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
               query: Path = typer.Argument(help="generated picture"),
               box: str = typer.Argument(help="x0,y0,x1,y1 in its pixels"),
               gallery: Path = typer.Argument(help="folder of training pictures"),
+              also: list[str] = typer.Option([], help="PICTURE:x0,y0,x1,y1, another generated picture of the same thing; may be repeated"),
               prompt: str = typer.Option(None, help="what is in the box, as 'cat'; nothing: by looks alone"),
               top_k: int = typer.Option(10, help="answers printed"),
               prior: float = typer.Option(0.5, help="chance, before looking, that the source is among them")) -> None:
-    """Which region of which training picture did this region come from? Prints rank, score, chance, box and file."""
+    """Which region of which training picture did this region, drawn perhaps several times, come from? Prints rank, score, chance,
+    box and file."""
     try:
-        corners = [float(value) for value in box.split(",")]
+        pictures = [(query, _corners(box)), *(_picture(one) for one in also)]
         if not gallery.is_dir():
             raise FileError(f"{gallery}: no such folder")
         files = sorted(path for path in gallery.rglob("*") if path.suffix.lower() in PICTURES)
         if not files:
             raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
-        answer = load_attributor(model).attribute(query, corners, prompt, files, top_k, prior)
+        answer = load_attributor(model).attribute_together(pictures, prompt, files, top_k, prior)
     except ValueError as error:  # FileError, ImageError and GeometryError among them
         raise typer.BadParameter(str(error)) from None
     chances = [f"{chance:.3f}" for chance in answer.chances] or ["-"] * len(answer.found)
@@ -63,6 +65,17 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
     for skipped in answer.skipped:
         typer.echo(f"skipped: {skipped.reason}", err=True)
     typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped", err=True)
+
+
+def _corners(box: str) -> list[float]:
+    return [float(value) for value in box.split(",")]
+
+
+def _picture(text: str) -> tuple[Path, list[float]]:
+    file, colon, box = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"--also: expected PICTURE:x0,y0,x1,y1, found {text!r}")
+    return Path(file), _corners(box)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from ard.geometry import box_iou
 from ard.records import Attribution
 
-SMALLEST = 1e-15  # chance below which it counts as that
+SMALLEST = 1e-9  # a smaller chance counts as this
 LARGEST = 600.0  # logit whose odds are still a number
 
 
@@ -39,7 +39,7 @@ def together(answers: Sequence[Sequence[Attribution]], odds: bool = True) -> lis
     if len(found) == 1:
         mean = scores[0]
     else:
-        mean = expit(logit(scores).mean(0)) if odds else scores.mean(0)
+        mean = expit(logit(scores.clip(SMALLEST, 1 - SMALLEST)).mean(0)) if odds else scores.mean(0)
     return [Attribution(name, middle([of[name].box for of in found]), float(score)) for name, score in zip(found[0], mean)]
 
 

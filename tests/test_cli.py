@@ -48,6 +48,20 @@ def test_a_detector_that_is_read_by_words_and_likeness_answers_so(place, tiny): 
     assert result.exit_code == 0 and "4 pictures ranked" in result.output
 
 
+def test_further_pictures_of_the_same_thing_are_asked_about_together(place):
+    asked = ["attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat"]
+    alone, twice, other = (run(*asked, *more) for more in ([], ["--also", f"{place / 'query.png'}:4,4,40,40"],
+                                                           ["--also", f"{place / 'gallery/cat.png'}:10,10,60,60"]))
+    assert alone.exit_code == twice.exit_code == other.exit_code == 0, other.output
+    assert alone.stdout == twice.stdout != other.stdout, "the same picture twice says what it says once, where no chances are told"
+
+
+@pytest.mark.parametrize("also", ["query.png", "query.png:4,4,40", "none.png:4,4,40,40"])
+def test_a_further_picture_without_a_box_or_that_is_not_there_is_one_line(place, also):
+    result = run("attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--also", also)
+    assert result.exit_code == 2 and "Traceback" not in result.output
+
+
 @pytest.mark.parametrize(("change", "reason"), [
     ({"box": "0.1,0.1,0.9,0.9"}, "shares"), ({"box": "a,b"}, "could not convert"), ({"gallery": "none"}, "no such folder"),
     ({"model": "gallery"}, "no such file"), ({"query": "none.png"}, "image not found")])

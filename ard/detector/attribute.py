@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from ard.detector.prompts import Prompt
 from ard.detector.reading import untied
 from ard.images import ImageError, Source
 from ard.records import Attribution
+from ard.together import Pool, together
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,6 @@ class Attributor:
         boxes = torch.as_tensor(ready.boxes, dtype=torch.float32)
         return self.detector.encode_query(self.processor.collate([ready]), boxes, [prompt])
 
-    @torch.no_grad()
     def attribute(self, query: Source, query_box, prompt: str | None, gallery: Index | Mapping[str, Source] | Sequence[str | Path],
                   top_k: int = 10, prior: float = 0.5) -> Answer:
         """The `top_k` gallery pictures that answer best to the box, each with the region that does and its score.
@@ -104,25 +105,38 @@ class Attributor:
         looking, that the gallery holds the source. Raises ImageError or GeometryError for the query, ValueError for an empty
         prompt, `top_k` below 1, or a prior that is not between 0 and 1.
         """
+        return self.attribute_together([(query, query_box)], prompt, gallery, top_k, prior)
+
+    @torch.no_grad()
+    def attribute_together(self, pictures: Sequence[tuple[Source, Sequence[float]]], prompt: str | None,
+                           gallery: Index | Mapping[str, Source] | Sequence[str | Path], top_k: int = 10, prior: float = 0.5) -> Answer:
+        """`attribute`, asked about several pictures of one thing, as one generator draws them: each with the box that it is in. An
+        image's score is the mean of its log-odds over the pictures, as a chance, and its box the one of theirs that overlaps the others
+        best (`ard.together`). Raises as `attribute`, and ValueError without a picture."""
+        if not len(pictures):
+            raise ValueError("pictures: expected at least one generated picture with its box")
         if top_k < 1:
             raise ValueError(f"top_k: expected at least 1, found {top_k}")
         if not 0 < prior < 1:
             raise ValueError(f"prior: expected a chance between 0 and 1, found {prior}")
-        asked = self.ask(query, query_box, prompt)
+        asked = [self.ask(picture, box, prompt) for picture, box in pictures]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
-        answers = sorted(self._ranked(self.detector, asked, index), key=lambda a: (-a.score, a.image_id))
-        chances, sure = self._chances(answers, asked, index, prior)
-        told = tuple(chances[a.image_id] for a in answers[:top_k]) if chances else ()
-        return Answer(tuple(answers[:top_k]), len(index), index.skipped, sure, told)
+        said = [self._ranked(self.detector, one, index) for one in asked]
+        answers = together(said)
+        chances, sure = self._chances(asked, said, index, prior)
+        order = sorted(range(len(answers)), key=lambda i: (-answers[i].score, answers[i].image_id))[:top_k]
+        return Answer(tuple(answers[i] for i in order), len(index), index.skipped, sure, tuple(chances[i] for i in order if chances))
 
-    def _chances(self, answers: Sequence[Attribution], asked: Prompt, index: Index, prior: float) -> tuple[dict[str, float], float | None]:
-        """Of each picture to be the source, and of any; none where the detector was not asked what its scores say, or nothing ranked."""
-        if not self.detector.config.calibration or not answers:
-            return {}, None
-        judged = answers if self.judge is self.detector else self._ranked(self.judge, asked, index)
-        own, chances = {a.image_id: a.score for a in judged}, Chances(*self.detector.config.calibration)
-        scores = [own[a.image_id] for a in answers], [a.score for a in answers]
-        return dict(zip((a.image_id for a in answers), chances(*scores, prior).tolist())), float(chances.of_any(*scores, prior))
+    def _chances(self, asked: Sequence[Prompt], said: Sequence[Sequence[Attribution]], index: Index,
+                 prior: float) -> tuple[list[float], float | None]:
+        """Of each picture of the index to be the source, and of any; none where the detector was not asked what its scores say, or
+        nothing was ranked."""
+        if not self.detector.config.calibration or not len(index):
+            return [], None
+        judged = said if self.judge is self.detector else [self._ranked(self.judge, one, index) for one in asked]
+        scores, ranked = (np.array([[a.score for a in answers] for answers in both]) for both in (judged, said))
+        each, sure = Pool()(Chances(*self.detector.config.calibration)(scores, ranked), prior)
+        return each.tolist(), sure
 
     def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
         """An answer for each picture, in its own pixels, in the order of the index."""

@@ -17,6 +17,7 @@ from ard.detector.published import AttributionDetector
 from ard.detector.tied import TiedGroundingDinoForObjectDetection
 from ard.geometry import GeometryError
 from ard.images import ImageError
+from ard.together import Pool
 from tests.detector.conftest import COLOURS, square
 from tests.detector.official import small_config
 
@@ -187,3 +188,29 @@ def test_a_detector_that_was_pushed_to_a_hub_answers_as_before(attributor, galle
     assert [a.image_id for a in before] == [a.image_id for a in after]
     assert [a.score for a in before] == pytest.approx([a.score for a in after], abs=1e-4)
     assert pulled.state_dict().keys() == attributor.detector.state_dict().keys()
+
+
+def test_several_pictures_are_asked_about_together(attributor, gallery):
+    index, mine = attributor.index(gallery), [(gallery["cat"], BOX), (gallery["bear"], [2.0, 2.0, 50.0, 60.0])]
+    alone = [{a.image_id: a for a in attributor.attribute(*one, "cat", index).found} for one in mine]
+    answer = attributor.attribute_together(mine, "cat", index)
+    assert answer.ranked == 4 and answer.sure is None and answer.chances == ()
+    for found in answer.found:
+        scores = np.array([of[found.image_id].score for of in alone])
+        odds = np.sqrt(np.prod(scores / (1 - scores)))
+        assert found.score == pytest.approx(odds / (1 + odds), rel=1e-4) and found.box in [of[found.image_id].box for of in alone]
+    assert [a.score for a in answer.found] == sorted((a.score for a in answer.found), reverse=True)
+    assert attributor.attribute_together(mine[:1], "cat", index) == attributor.attribute(*mine[0], "cat", index)
+    with pytest.raises(ValueError, match="at least one"):
+        attributor.attribute_together([], "cat", index)
+
+
+def test_chances_of_pictures_asked_about_together_are_pooled(tiny, gallery):
+    tiny.config.calibration = [0.9, 0.5, 0.7, 0.4]
+    attributor = Attributor(tiny, AttributionProcessor.mini(), batch=3)
+    mine, whole = [(gallery[name], BOX) for name in ("cat", "dog")], {"top_k": len(gallery)}
+    answer = attributor.attribute_together(mine, "cat", gallery, prior=0.2, **whole)
+    alone = [attributor.attribute(*one, "cat", gallery, **whole) for one in mine]
+    said = [dict(zip((a.image_id for a in of.found), of.chances)) for of in alone]
+    each, sure = Pool()([[of[a.image_id] for a in answer.found] for of in said], prior=0.2)
+    assert np.allclose(answer.chances, each, rtol=1e-4) and answer.sure == pytest.approx(sure, rel=1e-4) == pytest.approx(sum(answer.chances))
