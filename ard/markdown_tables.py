@@ -213,6 +213,22 @@ def counterfactuals(told: str, table: str) -> str:
     return "\n".join(lines)
 
 
+def together(table: str) -> str:
+    """The Markdown of what is found with so many pictures asked about together, from the text of pictures.csv; ARD's lead is over the
+    method with as many as there are."""
+    rows = _rows(table)
+    sizes = sorted({int(row["n_pictures"]) for row in rows})
+    counted = [f"{n} pictures [95%]" if n > 1 else "one picture [95%]" for n in sizes]
+    lines = [f"| set | method | {' | '.join(counted)} | ARD's less this, with the most, paired [95%] |", "|" + " --- |" * (3 + len(sizes))]
+    known = {(row["dataset"], row["method"], int(row["n_pictures"])): {key: _short(value) for key, value in row.items()} for row in rows}
+    for one in dict.fromkeys((row["dataset"], row["method"]) for row in rows):
+        mine = [known.get((*one, n)) for n in sizes]
+        lead = "–" if one[1] == "ARD" else _interval([row for row in mine if row][-1], "ours_minus")
+        cells = [_interval(row, "recall_1") if row else "" for row in mine]
+        lines.append(f"| {' | '.join([*one, *cells, lead])} |")
+    return "\n".join(lines)
+
+
 def choices(table: str) -> str:
     """The Markdown of what was tried with each method's settings on validation, from the text of choices.csv."""
     lines = ["| method | as used | tried: Recall@1 less that of the settings used, paired [95%] | queries |", "|" + " --- |" * 4]

@@ -19,12 +19,18 @@ BEHAVIOUR = {"condition": "condition", "has an R_Q": "kept", "the judge knows th
 FOLLOWS = {"over": "over", "score of X by": "method", "AUROC for the judge's verdict [95%]": "auroc",
            "ARD's less this, paired [95%]": "ours_minus", "correlation of the conditions' means": "rank_correlation"}
 POINTED = {"fault": "fault", "method": "method", "the faulty picture first": "found", "and the box on the fault [95%]": "pointed_at",
-           "ARD's less this, paired [95%]": "ours_minus", "box on the right one of two": "within_image"}
+           "ARD's less this, paired [95%]": "ours_minus", "box on the right one of two": "within_image",
+           "of exemplars, ten pictures asked together": "together"}
 STATES = {"learned": "condition", "has an R_Q": "kept", "the judge knows the individual [95%]": "individual",
           "that less sound, paired [95%]": "individual_minus", "judge's likeness to the sound one [95%]": "likeness",
           "likeness less sound, paired [95%]": "likeness_minus"}
 GIVEN_BACK = {"learned again": "condition", "the judge knows more than with the fault, paired [95%]": "individual_minus",
               "likeness more, paired [95%]": "likeness_minus"}
+RECIPES = {"recipe": "condition", "the judge knows the individual [95%]": "individual", "less as used, paired [95%]": "individual_minus",
+           "class as told [95%]": "class", "less as used [95%]": "class_minus", "place": "context", "medium": "medium",
+           "ARD has X first of four [95%]": "first", "less as used [95%] ": "first_minus"}
+PRESENCE = {"set": "dataset", "pictures": "n_pictures", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece",
+            "chance said, on average": "sure"}
 
 # page: the name of each part, as its markers have it: the tables it is made of, and how; all but the first may be missing
 PAGES = {
@@ -46,6 +52,9 @@ PAGES = {
         "pointed": (("data/repair/pointed.csv",), tables.listed(POINTED)),
         "states": (("data/repair/states.csv",), tables.listed(STATES)),
         "given back": (("data/repair/given_back.csv",), tables.listed(GIVEN_BACK)),
+        "recipes": (("data/recipes/recipes.csv",), tables.listed(RECIPES)),
+        "together": (("data/together/pictures.csv",), tables.together),
+        "together sure": (("data/together/presence.csv",), tables.listed(PRESENCE)),
         "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), tables.diagnostics)}}
 
 

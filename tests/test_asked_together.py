@@ -54,7 +54,7 @@ def test_one_sure_picture_carries_those_that_fail(dataset):
     corner = asked_together.asked(said(dataset, samples, 0.9, box=(0.0, 0.0, 2.0, 2.0)), pictures, dataset, "test", True)
     none = {name: [Attribution(a.image_id, None, a.score) for a in of] for name, of in said(dataset, samples, 0.9).items()}
     whole = asked_together.asked(none, pictures, dataset, "test", False)
-    rows = {(r["method"], r["n"]): r for r in asked_together.table({"ARD": right, "corner": corner, "whole": whole})}
+    rows = {(r["method"], r["n_pictures"]): r for r in asked_together.table({"ARD": right, "corner": corner, "whole": whole})}
     assert rows["ARD", 2]["recall_1"] == 1 > rows["ARD", 1]["recall_1"] > 0.2
     assert rows["ARD", 2]["more"] == pytest.approx(1 - rows["ARD", 1]["recall_1"], abs=1e-5) and rows["ARD", 2]["ours_minus"] == 0
     assert rows["corner", 2]["recall_1"] == 0 and rows["corner", 2]["first"] == 1 and rows["corner", 2]["ours_minus"] == 1
@@ -87,7 +87,7 @@ def test_the_pool_learns_how_much_news_a_further_picture_brings(same, growth):
     pool = asked_together.fit_pool(told, place, pictures)
     assert pool.growth == pytest.approx(growth, abs=0.15)
     rows = asked_together.told(asked_together.sure(told, pictures, pool))
-    assert [row["n"] for row in rows] == [1, 3] and all(row["ece"] < 0.06 and abs(row["sure"] - 0.5) < 0.06 for row in rows)
+    assert [row["n_pictures"] for row in rows] == [1, 3] and all(row["ece"] < 0.06 and abs(row["sure"] - 0.5) < 0.06 for row in rows)
     assert (rows[1]["auroc"] > rows[0]["auroc"] + 0.05) == (not same)
 
 
