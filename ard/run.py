@@ -53,6 +53,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads make shared cores 3 to 10 times slower
     "PYTHONHASHSEED": "0",  # sets and dicts of strings in the same order
 }
+BRIEF = 16  # digits that provenance files keep of a file's hash: enough to tell files apart
 
 
 @dataclass
@@ -143,7 +144,8 @@ class Run:
             notebooks.write(notebooks.normalise(shown, self.root), folder / self.notebook.name)
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
-            atomic_write_json(folder / f"{self.stage.name}.provenance.json", {**self.facts, **cost})
+            files = {name: {file: digest[:BRIEF] for file, digest in self.facts[name].items()} for name in ("code", "inputs")}
+            atomic_write_json(folder / f"{self.stage.name}.provenance.json", {**self.facts, **files, **cost})
         shutil.rmtree(self.work.parent)
         for out in set(self.stage.outs) & set(shipped(self.profile, self.params)):
             copy(self.root / out, self.workspace / out)
