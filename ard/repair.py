@@ -17,7 +17,7 @@ import pandas as pd
 from ard import studies
 from ard.alterations import fenced, mended, upside_down
 from ard.counterfactuals import covered
-from ard.evaluation import Answers
+from ard.evaluation import Answers, Ask
 from ard.exemplars import Detect, Exemplar, write_mask
 from ard.fidelity import Judges
 from ard.generate import Drawn
@@ -81,6 +81,11 @@ def found_by_name(exemplars: Sequence[Exemplar], folder: str | Path, detect: Det
     no class filter can point at it."""
     boxes = [(e, detect(read_image(Path(folder) / "images" / f"{e.exemplar_id}.png"), e.class_name)[0]) for e in exemplars]
     return float(np.mean([len(found) > 0 and box_iou(found, [e.box]).max() >= IOU_GATE for e, found in boxes]))
+
+
+def called(name: str, ask: Ask) -> Ask:
+    """The asking of one method, whose answers stand in the row `name`: a second row for it, with other settings."""
+    return lambda query, gallery: {name: answers for answers in ask(query, gallery).values()}
 
 
 def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]], dataset: Dataset,

@@ -88,6 +88,12 @@ def test_a_name_finds_what_a_box_of_its_class_lies_on(dataset):
     assert share == sum(e.class_name == "cat" for e in people) / len(people) > 0
 
 
+def test_a_method_can_have_a_second_row():
+    asks = [lambda query, gallery: {"rival": ["its answers"]}, repair.called("rival, from 0.01", lambda query, gallery: {"rival": ["others"]})]
+    answers = {row: found for ask in asks for row, found in ask(None, None).items()}
+    assert answers == {"rival": ["its answers"], "rival, from 0.01": ["others"]}
+
+
 def test_an_owner_follows_the_answers_to_the_pictures_asked_about(dataset):
     samples = dataset.samples["test"]
     given = answers(dataset, samples, None)
