@@ -53,7 +53,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # spinning threads make shared cores 3 to 10 times slower
     "PYTHONHASHSEED": "0",  # sets and dicts of strings in the same order
 }
-BRIEF = 16  # digits that provenance files keep of a file's hash: enough to tell files apart
+BRIEF = 12  # digits that provenance files keep of a file's hash: enough to tell files apart
 
 
 @dataclass

@@ -69,7 +69,7 @@ def test_typed_parameters_reach_the_notebook_and_the_copy_is_stable(repo, capsys
     first, facts = copy.read_bytes(), read_json(side)
     assert str(root).encode() not in first and b"0x..." in first
     assert facts["parameters"] == {"steps": 3, "flag": False, "label": "007"}
-    assert set(facts["code"]) == {"01_tiny.ipynb", "ard/tool.py"} and {len(digest) for digest in facts["code"].values()} == {16}
+    assert set(facts["code"]) == {"01_tiny.ipynb", "ard/tool.py"} and {len(digest) for digest in facts["code"].values()} == {12}
     assert facts["versions"]["torch"] and len(facts["code_sha256"]) == 64 and facts["seconds"] > 0
     assert not (root / ".run/01_tiny").exists()
     source = root / "notebooks/01_tiny.ipynb"
