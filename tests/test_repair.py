@@ -89,7 +89,8 @@ def test_a_name_finds_what_a_box_of_its_class_lies_on(dataset):
 
 
 def test_a_method_can_have_a_second_row():
-    asks = [lambda query, gallery: {"rival": ["its answers"]}, repair.called("rival, from 0.01", lambda query, gallery: {"rival": ["others"]})]
+    asks = [lambda query, gallery: {"rival": ["its answers"]},
+            repair.called("rival, from 0.01", lambda query, gallery: {"rival": ["others"]})]
     answers = {row: found for ask in asks for row, found in ask(None, None).items()}
     assert answers == {"rival": ["its answers"], "rival, from 0.01": ["others"]}
 
@@ -147,11 +148,12 @@ def test_likeness_is_to_the_sound_region(dataset, monkeypatch):
 
 def test_asked_together_counts_exemplars(dataset):
     samples = dataset.samples["test"]
-    everyone = {s.sample_id: [Attribution(im.image_id, s.exemplar_box, float(im.file == s.exemplar_file)) for im in dataset.gallery["test"]]
-                for s in samples}
+    everyone = {s.sample_id: [Attribution(im.image_id, s.exemplar_box, float(im.file == s.exemplar_file))
+                              for im in dataset.gallery["test"]] for s in samples}
     assert repair.together(everyone, dataset) == 1
     lost = samples[0].concept_id
-    missed = {s.sample_id: [replace(a, box=(0.0, 0.0, 2.0, 2.0)) if s.concept_id == lost else a for a in everyone[s.sample_id]] for s in samples}
+    missed = {s.sample_id: [replace(a, box=(0.0, 0.0, 2.0, 2.0)) if s.concept_id == lost else a for a in everyone[s.sample_id]]
+              for s in samples}
     assert repair.together(missed, dataset) == pytest.approx(1 - 1 / 6)
     nothing = {name: [replace(a, box=None, score=float("-inf")) for a in said] for name, said in everyone.items()}
     assert repair.together(nothing, dataset) == 0
