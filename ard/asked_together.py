@@ -78,13 +78,11 @@ def table(said: Mapping[str, pd.DataFrame], ours: str = "ARD") -> list[dict]:
         sizes = of.index.unique("n")
         for n in sizes:
             mine, who = of.loc[n], list(of.loc[n].index)
-            less = {"ours_minus": means[ours].loc[n], "more": of.loc[sizes.min()]}
-            pairs = {"ours_minus": (less["ours_minus"], mine), "more": (mine, less["more"])}
-            rows.append({"method": name, "n_pictures": int(n), **bounds("recall_1", bootstrap_mean(mine["right"], who)),
+            right, our_right, fewest = mine["right"], means[ours].loc[n].loc[who, "right"], of.loc[sizes.min()].loc[who, "right"]
+            rows.append({"method": name, "n_pictures": int(n), **bounds("recall_1", bootstrap_mean(right, who)),
                          **{what: round(float(mine[what].mean()), 6) for what in ("first", "box")},
-                         **{key: value for what, (a, b) in pairs.items()
-                            for key, value in bounds(what, paired_difference(a["right"].loc[who], b["right"].loc[who], who)).items()},
-                         "n_exemplars": len(who)})
+                         **bounds("ours_minus", paired_difference(our_right, right, who)),
+                         **bounds("more", paired_difference(right, fewest, who)), "n_exemplars": len(who)})
     return rows
 
 
@@ -126,5 +124,6 @@ def told(said: pd.DataFrame) -> list[dict]:
     rows = []
     for n, of in said.groupby("n"):
         row = presence({"ARD": np.stack([of["there"], of["gone"]])}, list(of["concept"]))[0]
-        rows.append({"n_pictures": int(n), **{name: row[name] for name in ("auroc", "auroc_low", "auroc_high", "ece", "sure")}, "n_groups": len(of)})
+        rows.append({"n_pictures": int(n), **{name: row[name] for name in ("auroc", "auroc_low", "auroc_high", "ece", "sure")},
+                     "n_groups": len(of)})
     return rows

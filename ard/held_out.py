@@ -50,19 +50,27 @@ def evaluated(kit: Kit, threshold: float = 0.0, abc_epochs: int = 60, boxes_only
 
 def ask_generated(kit: Kit, asks: Mapping[str, Ask], others: Sequence[str] = ()) -> Answers:
     """Answers of `asks`, of the arena's `others` and of ARD to all test queries of the kit's dataset. Kept query by query in the kit's
-    folder, so a killed run goes on."""
+    folder, so a killed run goes on. ValueError: two of them answer for the same row."""
     samples, known, answers = kit.dataset.samples["test"], entries(), {}
     for name, ask in asks.items():
-        answers |= _asked(kit, name, ask, kit.dataset.query)
+        _add(answers, _asked(kit, name, ask, kit.dataset.query))
     for name in others:
-        answers[name] = arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]
-    return answers | _asked(kit, "ARD", _ard(kit).rank_both, kit.dataset.query)
+        _add(answers, {name: arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]})
+    return _add(answers, _asked(kit, "ARD", _ard(kit).rank_both, kit.dataset.query))
 
 
 def ask_all(kit: Kit, asks: Mapping[str, Ask], others: Sequence[str] = (), rendered_seed: int = 0) -> Answers:
     """`ask_generated`, and ARD's answers to rendered queries too."""
     load = partial(rendered_query, World.load(kit.data / "world"), seed=rendered_seed)
     return ask_generated(kit, asks, others) | _asked(kit, report.RENDERED, alone(report.RENDERED, _ard(kit)), load)
+
+
+def _add(answers: Answers, more: Answers) -> Answers:
+    """The answers with more put into them, which must be of other rows."""
+    if twice := sorted(answers.keys() & more.keys()):
+        raise ValueError(f"asked twice: {', '.join(twice)}; a second row of a method needs a name of its own")
+    answers |= more
+    return answers
 
 
 def _asked(kit: Kit, name: str, ask: Ask, load: Callable[[Sample], Query]) -> Answers:

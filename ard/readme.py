@@ -26,9 +26,9 @@ STATES = {"learned": "condition", "has an R_Q": "kept", "the judge knows the ind
           "likeness less sound, paired [95%]": "likeness_minus"}
 GIVEN_BACK = {"learned again": "condition", "the judge knows more than with the fault, paired [95%]": "individual_minus",
               "likeness more, paired [95%]": "likeness_minus"}
-RECIPES = {"recipe": "condition", "the judge knows the individual [95%]": "individual", "less as used, paired [95%]": "individual_minus",
-           "class as told [95%]": "class", "less as used [95%]": "class_minus", "place": "context", "medium": "medium",
-           "ARD has X first of four [95%]": "first", "less as used [95%] ": "first_minus"}
+RECIPES = {"recipe": "condition", "the judge knows the individual [95%]": "individual", "that less as used [95%]": "individual_minus",
+           "class as told [95%]": "class", "class less as used [95%]": "class_minus", "place": "context", "medium": "medium",
+           "ARD has X first of four [95%]": "first", "first less as used [95%]": "first_minus"}
 PRESENCE = {"set": "dataset", "pictures": "n_pictures", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece",
             "chance said, on average": "sure"}
 

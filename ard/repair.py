@@ -26,6 +26,7 @@ from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import IOU_GATE, facts, outcome
 from ard.records import Attribution, Box, Dataset, Sample, read_image
 from ard.studies import Alter, bounds
+from ard.together import together as all_together
 
 Pick = tuple[str, Box | None]  # file of a picture, and the box in it that is mended; None: all of it
 
@@ -94,12 +95,12 @@ def picks(samples: Sequence[Sample], answers: Mapping[str, Sequence[Attribution]
     the highest score on average, and there the box that answered highest."""
     files, said = {im.image_id: im.file for im in dataset.gallery["test"]}, defaultdict(list)
     for sample in samples:
-        said[sample.concept_id].append({a.image_id: a for a in answers[sample.sample_id]})
+        said[sample.concept_id].append(answers[sample.sample_id])
     found = {}
     for concept, asked in said.items():
         asked = asked[: pictures or None]
-        best = max(files, key=lambda image: (np.mean([given[image].score for given in asked]), image))
-        found[concept] = files[best], max((given[best] for given in asked), key=lambda a: a.score).box
+        best = max(all_together(asked, odds=False), key=lambda a: (a.score, a.image_id)).image_id
+        found[concept] = files[best], max((a for given in asked for a in given if a.image_id == best), key=lambda a: a.score).box
     return found
 
 

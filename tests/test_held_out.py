@@ -60,6 +60,12 @@ def test_all_are_asked_everything_and_a_killed_run_goes_on(kit, monkeypatch):
     assert held_out.ask_all(kit, {"guess": alone("guess", guess)}, [OTHER]) == answers and guess.asked == len(asked)
 
 
+def test_a_second_asking_does_not_replace_the_first(kit):
+    guess = alone("guess", Guess(kit.dataset))
+    with pytest.raises(ValueError, match="asked twice: guess"):
+        held_out.ask_generated(kit, {"guess": guess, "guess, from 0.01": guess})
+
+
 def test_the_table_says_what_each_was_given_and_how_far_ard_is_ahead(kit):
     right, wrong = Guess(kit.dataset), Guess(kit.dataset, knows=False)
     gallery, samples = kit.dataset.open_gallery("test"), kit.dataset.samples["test"]
