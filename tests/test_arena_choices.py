@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ard import arena
-from ard.arena_choices import tried
+from ard.arena_choices import base_trained, kept, tried
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry
 from ard.config import ConfigError
+from ard.metrics import to_csv
 from ard.records import Attribution, positive
 from tests.toy_attribution import toy_dataset
 
@@ -54,6 +55,32 @@ def test_changes_stand_beside_what_is_used(kit, tmp_path):
     assert BUILT[0] == {"other": 1} and BUILT[1] == {"other": 1, "knows": {"share": 1.0}} and kit.settings == {
         "test_arena_choices": {"other": 1}}
     assert list(tried(ROWS, KNOWN, kit, samples, tmp_path / "answers")) == [used, better, worse] and len(BUILT) == 3
+
+
+def test_rows_of_an_earlier_table_are_kept_unless_what_they_are_made_of_changed(kit, tmp_path):
+    samples, file = kit.dataset.samples["val"], tmp_path / "choices.csv"
+    assert kept(file) == {}
+    first = list(tried(ROWS, KNOWN, kit, samples, tmp_path / "first"))
+    file.write_text(to_csv(first, list(first[0])))
+    more = {"m": [*ROWS["m"], {"test_arena_choices.knows.share": 0.25}]}
+    again = list(tried(more, KNOWN, kit, samples, tmp_path / "again", kept(file)))
+    assert again[:3] == first and len(BUILT) == 3 + 2, "of the new row and what it is held against, nothing else"
+    assert again[3] == list(tried(more, KNOWN, kit, samples, tmp_path / "fresh"))[3]
+    assert to_csv(again[:3], list(first[0])) == file.read_text()
+    BUILT.clear()
+    other = list(tried(ROWS, KNOWN, kit.told({"test_arena_choices": {"other": 2}}), samples, tmp_path / "other", kept(file)))
+    assert len(BUILT) == 3 and not {r["made_of"] for r in other} & {r["made_of"] for r in first}, "settings in use changed"
+    list(tried(ROWS, KNOWN, kit, samples[1:], tmp_path / "fewer", kept(file)))
+    assert len(BUILT) == 6, "other queries"
+
+
+def test_a_few_shot_detector_is_trained_once(kit, tmp_path, monkeypatch):
+    trained, entry, file = [], KNOWN["m"], tmp_path / "base.csv"
+    monkeypatch.setattr("ard.arena_choices.base_quality", lambda kit, name, scenes: trained.append(name) or scenes / 100)
+    first = list(base_trained([entry], kit, 60))
+    file.write_text(to_csv(first, list(first[0])))
+    assert list(base_trained([entry], kit, 60, kept(file))) == first and trained == ["m"] and first[0]["map_50"] == 0.6
+    assert list(base_trained([entry], kit, 70, kept(file)))[0]["map_50"] == 0.7 and trained == ["m", "m"], "other scenes"
 
 
 def test_a_change_that_would_change_nothing_is_refused(kit, tmp_path):
