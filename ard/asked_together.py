@@ -18,25 +18,34 @@ from ard.chances import Chances
 from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.reading import untied
+from ard.detector.words import words_alone
 from ard.evaluation import Answers, Ask, alone, collect_all
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import Attributions, facts, outcome
 from ard.presence import presence
 from ard.records import Dataset, Sample
 from ard.studies import bounds
-from ard.together import SMALLEST, Pool, log_ratios, together
+from ard.together import SMALLEST, Pool, log_ratios, once, together
 
 Groups = list[tuple[int, tuple[Sample, ...]]]  # n and as many pictures of one exemplar
 Said = Mapping[str, tuple[np.ndarray, np.ndarray]]  # by sample_id: (N,) chances with the source in the gallery, (N - 1,) without
 
 JUDGED = "the exemplar's own token"  # how ARD is read for whether the source is there (`ard.detector.reading`)
+WORDS = "words alone"  # and for what its pictures say only once (`ard.detector.words`)
 
 
 def one_by_one(kit: Kit, detector: AttributionGroundingDinoForObjectDetection, rivals: Mapping[str, Ask], folder: str | Path) -> Answers:
-    """Answers of rivals, of ARD as it ranks, and of ARD as it is read for its chances (`JUDGED`), to each query of the kit's split by
-    itself; kept in `folder`, so a killed run goes on."""
-    asks = {name: alone(name, DetectorMethod(read, kit.features)) for name, read in (("ARD", detector), (JUDGED, untied(detector)))}
+    """Answers of rivals, of ARD as it ranks, and of ARD as it is read for its chances (`JUDGED`) and for its words (`WORDS`), to each
+    query of the kit's split by itself; kept in `folder`, so a killed run goes on."""
+    readings = {"ARD": detector, JUDGED: untied(detector), WORDS: words_alone(detector)}
+    asks = {name: alone(name, DetectorMethod(read, kit.features)) for name, read in readings.items() if read is not None}
     return collect_all({**rivals, **asks}, kit.dataset.samples[kit.split], kit.dataset, kit.split, folder)
+
+
+def among(answers: Answers, dataset: Dataset, split: str) -> Answers:
+    """The answers of images that the split's gallery holds."""
+    there = {image.image_id for image in dataset.gallery[split]}
+    return {name: {query: [a for a in of if a.image_id in there] for query, of in found.items()} for name, found in answers.items()}
 
 
 def groups(samples: Sequence[Sample], sizes: Sequence[int], orders: int, seed: int = 0) -> Groups:
@@ -57,13 +66,15 @@ def halves(pictures: Groups) -> tuple[Groups, Groups]:
     return tuple([g for g in pictures if order[g[1][0].concept_id] % 2 == half] for half in (0, 1))
 
 
-def asked(answers: Attributions, pictures: Groups, dataset: Dataset, split: str, odds: bool) -> pd.DataFrame:
+def asked(answers: Attributions, pictures: Groups, dataset: Dataset, split: str, odds: bool,
+          words: Attributions | None = None) -> pd.DataFrame:
     """A row for each group, in order: `n`, its `concept`, and whether X comes `first`, X's `box` is right (IoU 0.5), and both (`right`;
-    for a method without boxes X comes first). odds: as of `together`."""
+    for a method without boxes X comes first). odds, words: as of `together`."""
     gallery, rows = dataset.gallery[split], []
     known = {group[0].concept_id: facts(group[0], gallery) for _, group in pictures}
     for n, group in pictures:
-        told = outcome(known[group[0].concept_id], together([answers[s.sample_id] for s in group], odds), gallery)
+        said, once = ([of[s.sample_id] for s in group] if of is not None else None for of in (answers, words))
+        told = outcome(known[group[0].concept_id], together(said, odds, once), gallery)
         rows.append((n, group[0].concept_id, told.rank == 1, told.box_ok, told.iou is not None))
     table = pd.DataFrame(rows, columns=["n", "concept", "first", "box", "boxed"])
     return table.assign(right=table["first"] & (table["box"] | (not table["boxed"].any()))).drop(columns="boxed")
@@ -87,28 +98,36 @@ def table(said: Mapping[str, pd.DataFrame], ours: str = "ARD") -> list[dict]:
 
 
 # ---- is it there at all? ---------------------------------------------------------------------------------------------
-def said_twice(chances: Chances, ranked: Attributions, judged: Attributions, dataset: Dataset, split: str) -> tuple[Said, dict[str, int]]:
-    """What `chances` say of each query, with its source in the gallery and without; and the place of X among the images, by concept."""
-    (strength, source), (scores, _) = (gallery_scores(found, dataset, split) for found in (ranked, judged))
+def said_twice(chances: Chances, answers: Answers, dataset: Dataset, split: str, most: int) -> tuple[dict[int, Said], dict[str, int]]:
+    """What `chances` say of each query, with its source in the gallery and without, as one of n pictures asked about together, for each n
+    up to `most` (`ard.together.once`); and the place of X among the images, by concept. answers: those of `one_by_one`."""
+    (ranked, source), (scores, _) = (gallery_scores(answers[name], dataset, split) for name in ("ARD", JUDGED))
+    words = gallery_scores(answers[WORDS], dataset, split)[0] if WORDS in answers else None
     rest = [np.arange(scores.shape[1]) != place for place in source]
-    said = {name: (chances(s, r), chances(s[other], r[other])) for name, s, r, other in zip(ranked, scores, strength, rest, strict=True)}
+    said = {}
+    for n in range(1, most + 1):
+        strength = ranked if words is None or n == 1 else once(ranked, words, n)
+        said[n] = {name: (chances(s, r), chances(s[other], r[other]))
+                   for name, s, r, other in zip(answers["ARD"], scores, strength, rest, strict=True)}
     of = {s.sample_id: s.concept_id for s in dataset.samples[split]}
-    return said, {of[name]: int(place) for name, place in zip(ranked, source)}
+    return said, {of[name]: int(place) for name, place in zip(answers["ARD"], source)}
 
 
-def sure(said: Said, pictures: Groups, pool: Pool) -> pd.DataFrame:
+def sure(said: Mapping[int, Said], pictures: Groups, pool: Pool) -> pd.DataFrame:
     """A row for each group, in order: `n`, `concept`, and how likely the source is said to be `there`, asked with it in the gallery,
     and without (`gone`)."""
-    rows = [(n, group[0].concept_id, *(pool([said[s.sample_id][i] for s in group])[1] for i in (0, 1))) for n, group in pictures]
+    rows = [(n, group[0].concept_id, *(pool([said[len(group)][s.sample_id][i] for s in group])[1] for i in (0, 1)))
+            for n, group in pictures]
     return pd.DataFrame(rows, columns=["n", "concept", "there", "gone"])
 
 
-def fit_pool(said: Said, place: Mapping[str, int], pictures: Groups) -> Pool:
+def fit_pool(said: Mapping[int, Said], place: Mapping[str, int], pictures: Groups) -> Pool:
     """The pool under which what groups of several pictures say is likeliest: that X is the source where it is there, that none is
-    where not. place: as `said_twice` gives it."""
-    ratios = {name: [log_ratios(of) for of in both] for name, both in said.items()}
-    means = [(len(g), place[g[0].concept_id], *(np.mean([ratios[s.sample_id][i] for s in g], 0) for i in (0, 1)))
-             for _, g in pictures if len(g) > 1]
+    where not. said, place: as `said_twice` gives them."""
+    means = []
+    for group in (group for _, group in pictures if len(group) > 1):
+        ratios = [np.mean([log_ratios(said[len(group)][s.sample_id][i]) for s in group], 0) for i in (0, 1)]
+        means.append((len(group), place[group[0].concept_id], *ratios))
 
     def loss(weights: np.ndarray) -> float:
         pool = Pool(*weights)

@@ -19,12 +19,16 @@ SMALLEST = 1e-9  # a smaller chance counts as this
 LARGEST = 600.0  # logit whose odds are still a number
 
 
-def together(answers: Sequence[Sequence[Attribution]], odds: bool = True) -> list[Attribution]:
+def together(answers: Sequence[Sequence[Attribution]], odds: bool = True,
+             words: Sequence[Sequence[Attribution]] | None = None) -> list[Attribution]:
     """One answer for each image from those to n pictures of the same thing, in the order of the first: its mean score, and of its n
     boxes the one that overlaps the others best.
 
     odds: scores are chances, (0, 1), and the mean is that of their log-odds; else that of the scores as they are, where an image in
-    which nothing was found for a picture (-inf) stays behind. ValueError: no picture, or answers of different images.
+    which nothing was found for a picture (-inf) stays behind. words: the answers to the same pictures by their words alone, chances
+    too, which are part of the log-odds. They say of an image the same again and again, where the likenesses are n witnesses, so
+    they count once, 1 / n of what they count in the mean. ValueError: no picture, answers of different images, or words with
+    scores that are no chances.
 
     >>> one, two = [[Attribution("a", (0, 0, 4, 4), s), Attribution("b", None, 0.5)] for s in (0.8, 0.2)]
     >>> [(a.image_id, round(a.score, 2)) for a in together([one, two])]
@@ -32,15 +36,29 @@ def together(answers: Sequence[Sequence[Attribution]], odds: bool = True) -> lis
     """
     if not answers:
         raise ValueError("together: expected the answers to at least one picture")
-    found = [{a.image_id: a for a in of} for of in answers]
-    if any(of.keys() != found[0].keys() for of in found):
+    if words is not None and not odds:
+        raise ValueError("together: words are part of log-odds, not of scores as they are")
+    found, told = ([{a.image_id: a for a in of} for of in some] for some in (answers, answers if words is None else words))
+    if len(told) != len(found) or any(of.keys() != found[0].keys() for of in (*found, *told)):
         raise ValueError("together: expected answers of the same images to every picture")
-    scores = np.array([[of[name].score for name in found[0]] for of in found])
+    scores, of_words = (np.array([[of[name].score for name in found[0]] for of in some]) for some in (found, told))
     if len(found) == 1:
         mean = scores[0]
+    elif not odds:
+        mean = scores.mean(0)
     else:
-        mean = expit(logit(scores.clip(SMALLEST, 1 - SMALLEST)).mean(0)) if odds else scores.mean(0)
+        mean = expit(_log_odds(scores if words is None else once(scores, of_words, len(found))).mean(0))
     return [Attribution(name, middle([of[name].box for of in found]), float(score)) for name, score in zip(found[0], mean)]
+
+
+def once(scores, words, n: int) -> np.ndarray:
+    """Chances (...) of images as one of n pictures says them -> the same with 1 / n of the log-odds that are due to words (...): over all n
+    pictures, the words count once."""
+    return expit(_log_odds(scores) - (1 - 1 / n) * _log_odds(words))
+
+
+def _log_odds(scores) -> np.ndarray:
+    return logit(np.clip(scores, SMALLEST, 1 - SMALLEST))
 
 
 def middle(boxes: Sequence) -> tuple[float, float, float, float] | None:

@@ -1,7 +1,7 @@
 """Groups of an exemplar's pictures, what is found with them, and what is fitted to them."""
 
 import csv
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,28 +62,66 @@ def test_one_sure_picture_carries_those_that_fail(dataset):
     assert rows["ARD", 1]["n_exemplars"] == len({s.concept_id for s in samples})
 
 
+def test_words_that_prefer_another_image_are_counted_once(dataset):
+    samples = dataset.samples["test"]
+    pictures = asked_together.groups(samples, [1, 2], 2)
+    # X has odds of 1 by its words and 2 by its likeness, all others 3 and 1
+    told, words = (said_of(dataset, samples, *odds) for odds in ((2.0, 3.0), (1.0, 3.0)))
+    for once, right in ((None, 0.0), (words, 1.0)):
+        table = asked_together.asked(told, pictures, dataset, "test", True, once)
+        assert table[table["n"] == 2]["right"].mean() == right and table[table["n"] == 1]["right"].mean() == 0
+
+
+def said_of(dataset, samples, own, other):
+    """Answers with X's box and the odds `own` to each picture's X, `other` to every other image."""
+    return {s.sample_id: [Attribution(im.image_id, s.exemplar_box, odds / (1 + odds)) for im in dataset.gallery["test"]
+                          for odds in [own if im.file == s.exemplar_file else other]] for s in samples}
+
+
+def test_answers_of_a_smaller_gallery_are_part_of_those_of_a_larger(dataset):
+    samples = dataset.samples["test"]
+    fewer = replace(dataset, gallery={**dataset.gallery, "test": dataset.gallery["test"][:2]})
+    (of,) = asked_together.among({"ARD": said(dataset, samples, 0.9)}, fewer, "test").values()
+    assert {tuple(a.image_id for a in mine) for mine in of.values()} == {tuple(im.image_id for im in dataset.gallery["test"][:2])}
+
+
 def test_what_is_said_without_the_source_does_not_know_its_score(dataset):
     samples = dataset.samples["test"]
     two = [said(dataset, samples, right) for right in (0.9, 0.1)]
-    told = [asked_together.said_twice(lambda scores, ranked: scores / 10, of, of, dataset, "test") for of in two]
+    told = [asked_together.said_twice(lambda scores, ranked: scores / 10, both_ways(of), dataset, "test", 1) for of in two]
     assert told[0][1] == told[1][1] == {s.concept_id: [im.file for im in dataset.gallery["test"]].index(s.exemplar_file) for s in samples}
-    one = samples[0].sample_id
-    assert len(told[0][0][one][0]) == len(dataset.gallery["test"]) == 1 + len(told[0][0][one][1])
-    assert np.array_equal(told[0][0][one][1], told[1][0][one][1]) and not np.array_equal(told[0][0][one][0], told[1][0][one][0])
+    right, wrong = (of[0][1][samples[0].sample_id] for of in told)
+    assert len(right[0]) == len(dataset.gallery["test"]) == 1 + len(right[1])
+    assert np.array_equal(right[1], wrong[1]) and not np.array_equal(right[0], wrong[0])
+
+
+def both_ways(of):
+    return {"ARD": of, asked_together.JUDGED: of}
+
+
+def test_what_is_said_of_one_among_several_has_its_words_once(dataset):
+    samples = dataset.samples["test"]
+    of, words = (said_of(dataset, samples, *odds) for odds in ((6.0, 6.0), (1.0, 4.0)))
+    alone, once = (asked_together.said_twice(lambda scores, ranked: ranked, told, dataset, "test", 2)[0][2] for told in (
+        both_ways(of), {**both_ways(of), asked_together.WORDS: words}))
+    name, place = samples[0].sample_id, [im.file for im in dataset.gallery["test"]].index(samples[0].exemplar_file)
+    assert np.allclose(alone[name][0], 6 / 7)
+    assert once[name][0][place] == pytest.approx(6 / 7) and np.allclose(np.delete(once[name][0], place), 3 / 4), "odds of 6 / 4 ** 0.5"
 
 
 @pytest.mark.parametrize(("same", "growth"), [(True, 0.0), (False, 1.0)])
 def test_the_pool_learns_how_much_news_a_further_picture_brings(same, growth):
     """Chances are exact: a picture sees N(2, 1) of X and N(0, 1) of other images, whose likelihood ratio is exp(2 x - 2)."""
-    rng, images, told, place, pictures = np.random.default_rng(0), 6, {}, {}, []
+    rng, images, one, place, pictures = np.random.default_rng(0), 6, {}, {}, []
     for concept in map(str, range(500)):
         place[concept] = int(rng.integers(images))
         seen = rng.normal(size=(1 if same else 3, 2, images)) * np.ones((3, 1, 1))
         seen[:, 0, place[concept]] += 2
         mine = [SimpleNamespace(concept_id=concept, sample_id=f"{concept} {n}") for n in range(3)]
         for picture, both in zip(mine, np.exp(2 * seen - 2) / images):
-            told[picture.sample_id] = tuple(odds / (1 + odds.sum()) for odds in both)
+            one[picture.sample_id] = tuple(odds / (1 + odds.sum()) for odds in both)
         pictures += [(1, tuple(mine[:1])), (3, tuple(mine))]
+    told = {1: one, 3: one}
     pool = asked_together.fit_pool(told, place, pictures)
     assert pool.growth == pytest.approx(growth, abs=0.15)
     rows = asked_together.told(asked_together.sure(told, pictures, pool))

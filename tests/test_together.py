@@ -36,6 +36,28 @@ def test_several_middling_answers_outvote_one_that_is_sure_of_another():
     assert max(together(said), key=lambda a: a.score).image_id == "0"
 
 
+@given(SCORES, SCORES, st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3))
+def test_words_count_once_however_many_pictures(one, two, words):
+    """Scores whose odds are those of the words times a likeness."""
+    def logs(scores):
+        return np.log(np.array(scores) / (1 - np.array(scores)))
+
+    said = [answers(*scores) for scores in (one, two)]
+    found = logs([a.score for a in together(said, words=[answers(*words)] * 2)])
+    assert np.allclose(found, (logs(one) - logs(words) + logs(two) - logs(words)) / 2 + logs(words) / 2)
+    nothing_said = together(said, words=[answers(0.5, 0.5, 0.5)] * 2)
+    assert np.allclose([a.score for a in nothing_said], [a.score for a in together(said)])
+    assert together(said[:1], words=[answers(*words)]) == said[0], "one picture answers as it does alone"
+
+
+def test_what_an_image_has_by_its_words_alone_is_outvoted_by_likenesses():
+    """The words prefer image 1 each time, the likenesses image 0, by less."""
+    odds, words = [[2.0, 3.0], [2.0, 3.0]], [[1.0, 3.0], [1.0, 3.0]]
+    said, told = ([answers(*(o / (1 + o) for o in row)) for row in rows] for rows in (odds, words))
+    assert max(together(said), key=lambda a: a.score).image_id == "1"
+    assert max(together(said, words=told), key=lambda a: a.score).image_id == "0"
+
+
 def test_scores_of_nought_and_one_are_numbers_together():
     assert [a.score for a in together([answers(0.0, 1.0), answers(1.0, 1.0)])] == pytest.approx([0.5, 1.0], abs=1e-6)
 
@@ -55,6 +77,10 @@ def test_the_box_is_the_one_that_overlaps_the_others_best(boxes, wanted):
 def test_answers_of_other_images_are_refused():
     with pytest.raises(ValueError, match="same images"):
         together([answers(0.1, 0.2), answers(0.1)])
+    with pytest.raises(ValueError, match="same images"):
+        together([answers(0.1, 0.2)] * 2, words=[answers(0.1, 0.2)])
+    with pytest.raises(ValueError, match="not of scores as they are"):
+        together([answers(0.1, 0.2)] * 2, odds=False, words=[answers(0.1, 0.2)] * 2)
     with pytest.raises(ValueError, match="at least one"):
         together([])
 

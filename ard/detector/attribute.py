@@ -19,9 +19,10 @@ from ard.detector.pooling import rank_variants
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.reading import untied
+from ard.detector.words import words_alone
 from ard.images import ImageError, Source
 from ard.records import Attribution
-from ard.together import Pool, together
+from ard.together import Pool, once, together
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Attributor:
     def __init__(self, detector, processor: AttributionProcessor, batch: int = 4):
         self.detector, self.processor, self.batch = detector.eval(), processor, batch
         self.judge = untied(self.detector)  # says whether the source is there
+        self.words = words_alone(self.detector)  # what several pictures say only once
 
     @torch.no_grad()
     def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
@@ -111,8 +113,8 @@ class Attributor:
     def attribute_together(self, pictures: Sequence[tuple[Source, Sequence[float]]], prompt: str | None,
                            gallery: Index | Mapping[str, Source] | Sequence[str | Path], top_k: int = 10, prior: float = 0.5) -> Answer:
         """`attribute`, asked about several pictures of one thing, as one generator draws them: each with the box that it is in. An
-        image's score is the mean of its log-odds over the pictures, as a chance, and its box the one of theirs that overlaps the others
-        best (`ard.together`). Raises as `attribute`, and ValueError without a picture."""
+        image's score is the mean of its log-odds over the pictures, as a chance, with what the words say of it counted once, and its box
+        the one of theirs that overlaps the others best (`ard.together`). Raises as `attribute`, and ValueError without a picture."""
         if not len(pictures):
             raise ValueError("pictures: expected at least one generated picture with its box")
         if top_k < 1:
@@ -122,19 +124,22 @@ class Attributor:
         asked = [self.ask(picture, box, prompt) for picture, box in pictures]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         said = [self._ranked(self.detector, one, index) for one in asked]
-        answers = together(said)
-        chances, sure = self._chances(asked, said, index, prior)
+        repeated = len(asked) > 1 and prompt is not None and self.words is not None
+        words = [self._ranked(self.words, one, index) for one in asked] if repeated else None
+        answers = together(said, words=words)
+        chances, sure = self._chances(asked, said, words, index, prior)
         order = sorted(range(len(answers)), key=lambda i: (-answers[i].score, answers[i].image_id))[:top_k]
         return Answer(tuple(answers[i] for i in order), len(index), index.skipped, sure, tuple(chances[i] for i in order if chances))
 
-    def _chances(self, asked: Sequence[Prompt], said: Sequence[Sequence[Attribution]], index: Index,
-                 prior: float) -> tuple[list[float], float | None]:
+    def _chances(self, asked: Sequence[Prompt], said: Sequence[Sequence[Attribution]], words: Sequence[Sequence[Attribution]] | None,
+                 index: Index, prior: float) -> tuple[list[float], float | None]:
         """Of each picture of the index to be the source, and of any; none where the detector was not asked what its scores say, or
         nothing was ranked."""
         if not self.detector.config.calibration or not len(index):
             return [], None
         judged = said if self.judge is self.detector else [self._ranked(self.judge, one, index) for one in asked]
-        scores, ranked = (np.array([[a.score for a in answers] for answers in both]) for both in (judged, said))
+        scores, ranked, told = (np.array([[a.score for a in answers] for answers in of]) for of in (judged, said, words or said))
+        ranked = ranked if words is None else once(ranked, told, len(asked))
         each, sure = Pool()(Chances(*self.detector.config.calibration)(scores, ranked), prior)
         return each.tolist(), sure
 

@@ -14,10 +14,12 @@ from ard.detector.attribute import Attributor
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor
 from ard.detector.published import AttributionDetector
+from ard.detector.reading import untied
 from ard.detector.tied import TiedGroundingDinoForObjectDetection
+from ard.detector.words import words_alone
 from ard.geometry import GeometryError
 from ard.images import ImageError
-from ard.together import Pool
+from ard.together import Pool, once, together
 from tests.detector.conftest import COLOURS, square
 from tests.detector.official import small_config
 
@@ -203,6 +205,27 @@ def test_several_pictures_are_asked_about_together(attributor, gallery):
     assert attributor.attribute_together(mine[:1], "cat", index) == attributor.attribute(*mine[0], "cat", index)
     with pytest.raises(ValueError, match="at least one"):
         attributor.attribute_together([], "cat", index)
+
+
+def test_what_the_words_say_counts_once_where_they_are_kept_apart(with_likeness, gallery):
+    tied = TiedGroundingDinoForObjectDetection.of(with_likeness, likeness_weight=1.5, pooling=2.0)
+    attributor = Attributor(tied, AttributionProcessor.mini(), batch=3)
+    mine, index = [(gallery["cat"], BOX), (gallery["bear"], [2.0, 2.0, 50.0, 60.0])], attributor.index(gallery)
+    words = Attributor(words_alone(tied), AttributionProcessor.mini(), batch=3)
+    said, told = ([list(a.attribute(*one, "cat", index).found) for one in mine] for a in (attributor, words))
+    found = {a.image_id: a.score for a in attributor.attribute_together(mine, "cat", index).found}
+    assert found == pytest.approx({a.image_id: a.score for a in together(said, words=told)}, rel=1e-4)
+    assert found != pytest.approx({a.image_id: a.score for a in together(said)}, rel=1e-2)
+    tied.config.calibration = [0.9, 0.5, 0.7, 0.4]
+    answer = Attributor(tied, AttributionProcessor.mini(), batch=3).attribute_together(mine, "cat", index, top_k=len(gallery))
+    judged = [list(Attributor(untied(tied), AttributionProcessor.mini(), batch=3).attribute(*one, "cat", index).found) for one in mine]
+    own, ranked, of_words = (np.array([[{a.image_id: a.score for a in of}[a.image_id] for a in answer.found] for of in some])
+                             for some in (judged, said, told))
+    each, sure = Pool()(Chances(*tied.config.calibration)(own, once(ranked, of_words, 2)))
+    assert np.allclose(answer.chances, each, rtol=1e-3) and answer.sure == pytest.approx(sure, rel=1e-3)
+    nameless = {a.image_id: a.score for a in attributor.attribute_together(mine, None, index).found}
+    alike = [list(attributor.attribute(*one, None, index).found) for one in mine]
+    assert nameless == pytest.approx({a.image_id: a.score for a in together(alike)}, rel=1e-4), "no words, nothing to count once"
 
 
 def test_chances_of_pictures_asked_about_together_are_pooled(tiny, gallery):
