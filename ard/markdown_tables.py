@@ -70,19 +70,23 @@ def backbones(table: str) -> str:
     return "\n".join(lines)
 
 
+SETS = {"single": "Recall@1", "crowd": "Recall@1 in a crowd", "couples": "Recall@1 among couples"}  # of `asked_twice`
+
+
 def asked_twice(rows: str) -> str:
-    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use. With
-    `auroc` where the study asked whether the source is there."""
+    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use. With the
+    crowd where the study asked in one, and `auroc` where it asked whether the source is there."""
     known = _rows(rows)
-    judged = any("auroc" in row for row in known)
-    lines = ["| | Recall@1 [95%] | less that in use [95%] | Recall@1 among couples [95%] | less that in use [95%] "
-             f"| box on the right one of two [95%] |{' is it there? AUROC |' if judged else ''}", "|" + " --- |" * (6 + judged)]
+    sets = {one: head for one, head in SETS.items() if any(f"recall_1_{one}" in row for row in known)}
+    judged = {head: name for head, name in (("is it there? AUROC", "auroc"), ("in a crowd", "auroc_crowd")) if any(name in row for row in known)}
+    heads = [f"{head} [95%] | less that in use [95%]" for head in sets.values()]
+    lines = [f"| | {' | '.join([*heads, 'box on the right one of two [95%]', *judged])} |", "|" + " --- |" * (2 + 2 * len(sets) + len(judged))]
     for place, found in enumerate(known):
         row = {key: _short(value) for key, value in found.items()}
         cells = [row["method"]]
-        for one in ("single", "couples"):
+        for one in sets:
             cells += [_interval(row, f"recall_1_{one}"), _interval(row, f"minus_{one}") if place else ""]
-        lines.append(f"| {' | '.join([*cells, _interval(row, 'within_image'), *([row['auroc']] if judged else [])])} |")
+        lines.append(f"| {' | '.join([*cells, _interval(row, 'within_image'), *(row[name] for name in judged.values())])} |")
     return "\n".join(lines)
 
 
