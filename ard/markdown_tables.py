@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 NOTHING = "There are no results to show yet: the base models are still in training. `make repro` prints them once they ship."
 EVALUATE = "python -m ard.run 08_evaluate"
@@ -220,16 +220,27 @@ def counterfactuals(told: str, table: str) -> str:
 def together(table: str) -> str:
     """The Markdown of what is found with so many pictures asked about together, from the text of pictures.csv; ARD's lead is over the
     method with as many as there are."""
+    return _by_number(_rows(table), ("dataset", "set"), "method", "ARD", "ARD's less this, with the most, paired [95%]")
+
+
+def ways(table: str) -> str:
+    """The Markdown of how one answer was made of several on validation, from the text of ways.csv; the first way is the one in use."""
     rows = _rows(table)
+    return _by_number(rows, ("gallery", "images"), "way", rows[0]["method"], "way in use less this, with the most, paired [95%]")
+
+
+def _by_number(rows: Sequence[Mapping[str, str]], asked: tuple[str, str], method: str, ours: str, lead: str) -> str:
+    """A line for each place where was asked, a column and its heading, and each method, under the heading `method`; a cell for each
+    number of pictures."""
     sizes = sorted({int(row["n_pictures"]) for row in rows})
     counted = [f"{n} pictures [95%]" if n > 1 else "one picture [95%]" for n in sizes]
-    lines = [f"| set | method | {' | '.join(counted)} | ARD's less this, with the most, paired [95%] |", "|" + " --- |" * (3 + len(sizes))]
-    known = {(row["dataset"], row["method"], int(row["n_pictures"])): {key: _short(value) for key, value in row.items()} for row in rows}
-    for one in dict.fromkeys((row["dataset"], row["method"]) for row in rows):
+    lines = [f"| {asked[1]} | {method} | {' | '.join(counted)} | {lead} |", "|" + " --- |" * (3 + len(sizes))]
+    known = {(row[asked[0]], row["method"], int(row["n_pictures"])): {key: _short(value) for key, value in row.items()} for row in rows}
+    for one in dict.fromkeys((row[asked[0]], row["method"]) for row in rows):
         mine = [known.get((*one, n)) for n in sizes]
-        lead = "–" if one[1] == "ARD" else _interval([row for row in mine if row][-1], "ours_minus")
+        last = "–" if one[1] == ours else _interval([row for row in mine if row][-1], "ours_minus")
         cells = [_interval(row, "recall_1") if row else "" for row in mine]
-        lines.append(f"| {' | '.join([*one, *cells, lead])} |")
+        lines.append(f"| {' | '.join([*one, *cells, last])} |")
     return "\n".join(lines)
 
 

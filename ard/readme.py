@@ -54,6 +54,7 @@ PAGES = {
         "given back": (("data/repair/given_back.csv",), tables.listed(GIVEN_BACK)),
         "recipes": (("data/recipes/recipes.csv",), tables.listed(RECIPES)),
         "together": (("data/together/pictures.csv",), tables.together),
+        "together ways": (("data/together/ways.csv",), tables.ways),
         "together sure": (("data/together/presence.csv",), tables.listed(PRESENCE)),
         "diagnostics": (("data/diagnostics/changed.csv", "data/diagnostics/trust.csv"), tables.diagnostics)}}
 

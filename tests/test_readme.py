@@ -201,6 +201,14 @@ def test_pictures_asked_together_are_a_column_for_each_number_and_the_lead_is_wi
                          "| b | ARD | 0.350 [0.300, 0.400] |  | – |"]
 
 
+def test_ways_are_held_against_the_one_in_use_which_comes_first():
+    columns = ",".join(["gallery,method,n_pictures", *(f"{x},{x}_low,{x}_high" for x in ("recall_1", "ours_minus"))])
+    table = f"{columns}\nown,once,2,.9,.8,1,0,0,0\nown,each time,2,.8,.7,.9,.1,0,.2\n"
+    assert tables.ways(table).splitlines() == [
+        "| images | way | 2 pictures [95%] | way in use less this, with the most, paired [95%] |", "| --- | --- | --- | --- |",
+        "| own | once | 0.900 [0.800, 1.000] | – |", "| own | each time | 0.800 [0.700, 0.900] | 0.100 [0.000, 0.200] |"]
+
+
 def test_a_listed_table_has_intervals_where_there_are_and_counts_as_they_are():
     table = "kind,n_exemplars,share,share_low,share_high,other,left_out\nsize 0.05,20,.5,.25,.75,.125,9\nnoise,7,,,,nan,9\n"
     assert tables.listed({"condition": "kind", "of": "n_exemplars", "share [95%]": "share", "other": "other"})(table).splitlines() == [
