@@ -73,8 +73,8 @@ def asked(answers: Attributions, pictures: Groups, dataset: Dataset, split: str,
     gallery, rows = dataset.gallery[split], []
     known = {group[0].concept_id: facts(group[0], gallery) for _, group in pictures}
     for n, group in pictures:
-        said, once = ([of[s.sample_id] for s in group] if of is not None else None for of in (answers, words))
-        told = outcome(known[group[0].concept_id], together(said, odds, once), gallery)
+        said, by_words = ([of[s.sample_id] for s in group] if of is not None else None for of in (answers, words))
+        told = outcome(known[group[0].concept_id], together(said, odds, by_words), gallery)
         rows.append((n, group[0].concept_id, told.rank == 1, told.box_ok, told.iou is not None))
     table = pd.DataFrame(rows, columns=["n", "concept", "first", "box", "boxed"])
     return table.assign(right=table["first"] & (table["box"] | (not table["boxed"].any()))).drop(columns="boxed")
