@@ -71,6 +71,7 @@ def backbones(table: str) -> str:
 
 
 SETS = {"single": "Recall@1", "crowd": "Recall@1 in a crowd", "couples": "Recall@1 among couples"}  # of `asked_twice`
+JUDGED = {"auroc": "is it there? AUROC", "auroc_crowd": "in a crowd"}  # of the same
 
 
 def asked_twice(rows: str) -> str:
@@ -78,15 +79,15 @@ def asked_twice(rows: str) -> str:
     crowd where the study asked in one, and `auroc` where it asked whether the source is there."""
     known = _rows(rows)
     sets = {one: head for one, head in SETS.items() if any(f"recall_1_{one}" in row for row in known)}
-    judged = {head: name for head, name in (("is it there? AUROC", "auroc"), ("in a crowd", "auroc_crowd")) if any(name in row for row in known)}
-    heads = [f"{head} [95%] | less that in use [95%]" for head in sets.values()]
-    lines = [f"| | {' | '.join([*heads, 'box on the right one of two [95%]', *judged])} |", "|" + " --- |" * (2 + 2 * len(sets) + len(judged))]
+    judged = {name: head for name, head in JUDGED.items() if any(name in row for row in known)}
+    heads = [*(f"{head} [95%] | less that in use [95%]" for head in sets.values()), "box on the right one of two [95%]", *judged.values()]
+    lines = [f"| | {' | '.join(heads)} |", "|" + " --- |" * (2 + 2 * len(sets) + len(judged))]
     for place, found in enumerate(known):
         row = {key: _short(value) for key, value in found.items()}
         cells = [row["method"]]
         for one in sets:
             cells += [_interval(row, f"recall_1_{one}"), _interval(row, f"minus_{one}") if place else ""]
-        lines.append(f"| {' | '.join([*cells, _interval(row, 'within_image'), *(row[name] for name in judged.values())])} |")
+        lines.append(f"| {' | '.join([*cells, _interval(row, 'within_image'), *(row[name] for name in judged)])} |")
     return "\n".join(lines)
 
 
