@@ -27,8 +27,8 @@ def together(answers: Sequence[Sequence[Attribution]], odds: bool = True,
     odds: scores are chances, (0, 1), and the mean is that of their log-odds; else that of the scores as they are, where an image in
     which nothing was found for a picture (-inf) stays behind. words: the answers to the same pictures by their words alone, chances
     too, which are part of the log-odds. They say of an image the same again and again, where the likenesses are n witnesses, so
-    they count once, 1 / n of what they count in the mean. ValueError: no picture, answers of different images, or words with
-    scores that are no chances.
+    they count once, 1 / n of what they count in the mean. ValueError: no picture, answers of different images, or words without
+    odds.
 
     >>> one, two = [[Attribution("a", (0, 0, 4, 4), s), Attribution("b", None, 0.5)] for s in (0.8, 0.2)]
     >>> [(a.image_id, round(a.score, 2)) for a in together([one, two])]

@@ -138,8 +138,9 @@ class Attributor:
         if not self.detector.config.calibration or not len(index):
             return [], None
         judged = said if self.judge is self.detector else [self._ranked(self.judge, one, index) for one in asked]
-        scores, ranked, told = (np.array([[a.score for a in answers] for answers in of]) for of in (judged, said, words or said))
-        ranked = ranked if words is None else once(ranked, told, len(asked))
+        scores, ranked = _scores(judged), _scores(said)
+        if words is not None:
+            ranked = once(ranked, _scores(words), len(asked))
         each, sure = Pool()(Chances(*self.detector.config.calibration)(scores, ranked), prior)
         return each.tolist(), sure
 
@@ -154,3 +155,8 @@ class Attributor:
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)
         return names, pictures, self.detector.encode_image(self.processor.collate(pictures))
+
+
+def _scores(said: Sequence[Sequence[Attribution]]) -> np.ndarray:
+    """(n, N) scores of N images by n pictures."""
+    return np.array([[a.score for a in answers] for answers in said])
