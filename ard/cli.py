@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from ard.detector.attribute import Attributor
+from ard.detector.closeup import CloseUp
 from ard.detector.convert import from_official, read_official
 from ard.detector.model import AttributionConfig
 from ard.detector.processor import FILE, AttributionProcessor
@@ -19,8 +20,9 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def load_attributor(folder: str | Path) -> Attributor:
-    """The detector in a folder, of the mini world or of a published size, with its processor (`convert` writes one beside it)."""
+def load_attributor(folder: str | Path, closeup: str | Path | None = None) -> Attributor:
+    """The detector in a folder, of the mini world or of a published size, with its processor (`convert` writes one beside it), and the
+    second look of another folder, where one is named (`ard.detector.closeup`)."""
     settings = Path(folder) / "config.json"
     try:
         kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type")
@@ -28,11 +30,12 @@ def load_attributor(folder: str | Path) -> Attributor:
         raise FileError(f"{settings}: no such file; is {folder} a detector?") from None
     except ValueError as error:
         raise FileError(f"{settings}: not JSON ({error})") from None
+    look = None if closeup is None else CloseUp.load(closeup)
     kept = AttributionProcessor.from_pretrained(folder) if (Path(folder) / FILE).is_file() else None
     if kind in (AttributionConfig.model_type, TiedConfig.model_type):
-        return Attributor(load_detector(folder), kept or AttributionProcessor.mini(), batch=32)
+        return Attributor(load_detector(folder), kept or AttributionProcessor.mini(), 32, look)
     if kind == AttributionDetectorConfig.model_type:
-        return Attributor(AttributionDetector.from_pretrained(folder, local_files_only=True), kept or AttributionProcessor())
+        return Attributor(AttributionDetector.from_pretrained(folder, local_files_only=True), kept or AttributionProcessor(), closeup=look)
     raise FileError(f"{settings}: model_type {kind!r} is no detector of ours")
 
 
@@ -43,6 +46,7 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
               gallery: Path = typer.Argument(help="folder of training pictures"),
               also: list[str] = typer.Option([], help="PICTURE:x0,y0,x1,y1, another generated picture of the same thing; may be repeated"),
               prompt: str = typer.Option(None, help="what is in the box, as 'cat'; nothing: by looks alone"),
+              closeup: Path = typer.Option(None, help="folder of a second look at each picture, as data/models/closeup; nothing: one look"),
               top_k: int = typer.Option(10, help="answers printed"),
               prior: float = typer.Option(0.5, help="chance, before looking, that the source is among them")) -> None:
     """Which region of which training picture did this region, drawn perhaps several times, come from? Prints rank, score, chance,
@@ -54,7 +58,7 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         files = sorted(path for path in gallery.rglob("*") if path.suffix.lower() in PICTURES)
         if not files:
             raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
-        answer = load_attributor(model).attribute_together(pictures, prompt, files, top_k, prior)
+        answer = load_attributor(model, closeup).attribute_together(pictures, prompt, files, top_k, prior)
     except ValueError as error:  # FileError, ImageError and GeometryError among them
         raise typer.BadParameter(str(error)) from None
     chances = [f"{chance:.3f}" for chance in answer.chances] or ["-"] * len(answer.found)

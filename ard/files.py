@@ -91,8 +91,8 @@ def read_jsonl(path: PathLike) -> tuple[list[dict], list[str]]:
 
 
 def write_jsonl(path: PathLike, rows: Iterable[dict]) -> Path:
-    """Write one object a line with sorted keys, atomically."""
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    """Write one object a line with sorted keys and no blanks between them, atomically."""
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows]
     return atomic_write_text(path, "".join(lines))
 
 
@@ -164,8 +164,9 @@ class Ledger:
                 raise FileError(f"{self.path}:{number}: not a ledger row; delete the file to start over") from None
 
     def add(self, key: str, **facts: Any) -> None:
-        """Record that item `key` is finished, with small JSON facts about it; safe on the disk when this returns."""
-        line = json.dumps({"key": key, **facts}, sort_keys=True, allow_nan=False) + "\n"
+        """Record that item `key` is finished, with small JSON facts about it, which keep their order; safe on the disk when this
+        returns."""
+        line = json.dumps({"key": key, **facts}, allow_nan=False) + "\n"
         with open(self.path, "ab") as stream:
             stream.write(line.encode("utf-8"))
             stream.flush()

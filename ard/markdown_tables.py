@@ -74,13 +74,13 @@ SETS = {"single": "Recall@1", "crowd": "Recall@1 in a crowd", "couples": "Recall
 JUDGED = {"auroc": "is it there? AUROC", "auroc_crowd": "in a crowd"}  # of the same
 
 
-def asked_twice(rows: str) -> str:
-    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what is in use. With the
-    crowd where the study asked in one, and `auroc` where it asked whether the source is there."""
+def asked_twice(rows: str, first: str = "that in use") -> str:
+    """The Markdown of a study that `ard.single_and_couples` made, from the text of rows.csv; the first row is what others are compared
+    with, which is called `first`. With the crowd where the study asked in one, and `auroc` where it asked whether the source is there."""
     known = _rows(rows)
     sets = {one: head for one, head in SETS.items() if any(f"recall_1_{one}" in row for row in known)}
     judged = {name: head for name, head in JUDGED.items() if any(name in row for row in known)}
-    heads = [*(f"{head} [95%] | less that in use [95%]" for head in sets.values()), "box on the right one of two [95%]", *judged.values()]
+    heads = [*(f"{head} [95%] | less {first} [95%]" for head in sets.values()), "box on the right one of two [95%]", *judged.values()]
     lines = [f"| | {' | '.join(heads)} |", "|" + " --- |" * (2 + 2 * len(sets) + len(judged))]
     for place, found in enumerate(known):
         row = {key: _short(value) for key, value in found.items()}

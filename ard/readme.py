@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ard import markdown_tables as tables
@@ -43,6 +44,7 @@ PAGES = {
     "notebooks/README.md": {
         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), tables.arena),
         "choices": (("data/choices/choices.csv",), tables.choices), "study": (("data/abc/study.csv",), tables.study),
+        "close-up": (("data/closeup/rows.csv",), partial(tables.asked_twice, first="ARD's")),
         "companions": (("data/companions/rows.csv",), tables.asked_twice), "scores": (("data/scores/rows.csv",), tables.asked_twice),
         "ablations": (("data/ablations/rows.csv",), tables.ablations), "seeds": (("data/ablations/seeds.csv",), tables.seeds),
         "tokens": (("data/tokens/rows.csv",), tables.tokens), "backbones": (("data/backbones/table3.csv",), tables.backbones),

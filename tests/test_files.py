@@ -91,6 +91,14 @@ def test_ledger_survives_a_torn_last_line(tmp_path):
     assert [json.loads(line)["key"] for line in ledger.path.read_text().splitlines()] == ["a", "b", "c"]
 
 
+def test_what_a_ledger_says_is_read_again_in_its_order(tmp_path):
+    """Rows of tables come in the order of answers: a run that was killed must not change it."""
+    ledger = files.Ledger(tmp_path / "done.jsonl")
+    ledger.add("a", answers={"ARD-": [2], "ARD": [1]}, after=0)
+    again = files.Ledger(ledger.path)
+    assert list(again["a"]) == list(ledger["a"]) == ["answers", "after"] and list(again["a"]["answers"]) == ["ARD-", "ARD"]
+
+
 def test_ledger_refuses_a_broken_middle(tmp_path):
     (tmp_path / "done.jsonl").write_text("nonsense\n")
     with pytest.raises(files.FileError, match="done.jsonl:1: not a ledger row"):

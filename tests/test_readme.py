@@ -96,6 +96,7 @@ def test_a_study_asked_twice_has_a_line_for_each_row_beside_the_one_in_use():
     assert tables.asked_twice(rows).splitlines()[2:] == [
         "| as used | 0.500 [0.400, 0.600] |  | 0.500 [0.400, 0.600] |  | 0.900 [0.800, 1.000] |",
         "| before | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.400 [0.300, 0.500] | -0.100 [-0.200, 0.000] | 0.700 [0.600, 0.800] |"]
+    assert "less that in use" in tables.asked_twice(rows) and "less ARD's" in tables.asked_twice(rows, first="ARD's")
     titles, rule, line = tables.asked_twice(f"{head},auroc\n{used},0.85\n").splitlines()
     assert titles.count("|") == rule.count("|") == line.count("|") and "AUROC" in titles and line.endswith("| 0.850 |")
     crowd = "recall_1_crowd,recall_1_crowd_low,recall_1_crowd_high,minus_crowd,minus_crowd_low,minus_crowd_high,auroc_crowd"

@@ -52,9 +52,9 @@ class Entry:
 def built_in() -> tuple[ModuleType, ...]:
     """The modules of this package that list ENTRIES, which import this one. They are named in a statement that
     `ard.provenance` can read, so a change of theirs makes the stages stale that ask them."""
-    from ard.baselines import abc_rows, abu, diffusion_matching, fsod, gradient_rows, leave_one_out, simple, whitened
+    from ard.baselines import abc_rows, abu, closeups, diffusion_matching, fsod, gradient_rows, leave_one_out, simple, whitened
 
-    return simple, abc_rows, whitened, abu, fsod, gradient_rows, diffusion_matching, leave_one_out
+    return simple, abc_rows, whitened, abu, fsod, gradient_rows, diffusion_matching, leave_one_out, closeups
 
 
 def entries(modules: Iterable[ModuleType] | None = None, skip: Iterable[str] = ()) -> dict[str, Entry]:

@@ -6,7 +6,7 @@ For a person with a model, a picture and a folder; `ard.detector.method` asks th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ard.chances import Chances
+from ard.detector.closeup import CloseUp, SecondLook, raised
 from ard.detector.pooling import rank_variants
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
@@ -23,6 +24,10 @@ from ard.detector.words import words_alone
 from ard.images import ImageError, Source
 from ard.records import Attribution
 from ard.together import Pool, once, together
+
+
+# for each picture asked about, the (N,) logits that a second look adds to the answers of N images; None: there is none
+Looks = Sequence[np.ndarray] | None
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,13 @@ class Answer:
 
 
 class Attributor:
-    """A detector and its processor, of any size: `AttributionDetector`, or the detectors of the mini world."""
+    """A detector and its processor, of any size: `AttributionDetector`, or the detectors of the mini world. closeup: what it sees at a
+    second look, where one was fitted to it (`ard.detector.closeup`); ValueError beside a processor that keeps the shape of pictures."""
 
-    def __init__(self, detector, processor: AttributionProcessor, batch: int = 4):
-        self.detector, self.processor, self.batch = detector.eval(), processor, batch
+    def __init__(self, detector, processor: AttributionProcessor, batch: int = 4, closeup: CloseUp | None = None):
+        if closeup is not None and not processor.square:
+            raise ValueError("close-up: expected a processor whose pictures are squares of one size")
+        self.detector, self.processor, self.batch, self.closeup = detector.eval(), processor, batch, closeup
         self.judge = untied(self.detector)  # says whether the source is there
         self.words = words_alone(self.detector)  # what several pictures say only once
 
@@ -124,37 +132,50 @@ class Attributor:
         asked = [self.ask(picture, box, prompt) for picture, box in pictures]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         said = [self._ranked(self.detector, one, index) for one in asked]
+        looks = self._looks(pictures, said, index)
+        said = _raised(said, looks)
         repeated = len(asked) > 1 and prompt is not None and self.words is not None
         words = [self._ranked(self.words, one, index) for one in asked] if repeated else None
-        answers = together(said, words=words)
-        chances, sure = self._chances(asked, said, words, index, prior)
+        chances, sure = self._chances(asked, said, looks, words, index, prior)
+        seen = [picture for _, batch, _ in index.batches for picture in batch]
+        answers = [replace(one, box=tuple(picture.back([one.box])[0].tolist()))
+                   for one, picture in zip(together(said, words=words), seen, strict=True)]
         order = sorted(range(len(answers)), key=lambda i: (-answers[i].score, answers[i].image_id))[:top_k]
         return Answer(tuple(answers[i] for i in order), len(index), index.skipped, sure, tuple(chances[i] for i in order if chances))
 
-    def _chances(self, asked: Sequence[Prompt], said: Sequence[Sequence[Attribution]], words: Sequence[Sequence[Attribution]] | None,
-                 index: Index, prior: float) -> tuple[list[float], float | None]:
+    def _chances(self, asked: Sequence[Prompt], said: Sequence[Sequence[Attribution]], looks: Looks,
+                 words: Sequence[Sequence[Attribution]] | None, index: Index, prior: float) -> tuple[list[float], float | None]:
         """Of each picture of the index to be the source, and of any; none where the detector was not asked what its scores say, or
         nothing was ranked."""
-        if not self.detector.config.calibration or not len(index):
+        calibration = self.detector.config.calibration if self.closeup is None else self.closeup.calibration
+        if not calibration or not len(index):
             return [], None
-        judged = said if self.judge is self.detector else [self._ranked(self.judge, one, index) for one in asked]
-        scores, ranked = _scores(judged), _scores(said)
+        own = said if self.judge is self.detector else _raised([self._ranked(self.judge, one, index) for one in asked], looks)
+        scores, ranked = _scores(own), _scores(said)
         if words is not None:
             ranked = once(ranked, _scores(words), len(asked))
-        each, sure = Pool()(Chances(*self.detector.config.calibration)(scores, ranked), prior)
+        each, sure = Pool()(Chances(*calibration)(scores, ranked), prior)
         return each.tolist(), sure
 
+    def _looks(self, asked: Sequence[tuple[Source, Sequence[float]]], said: Sequence[Sequence[Attribution]], index: Index) -> Looks:
+        if self.closeup is None or not len(index):
+            return None
+        look, seen = SecondLook(self.closeup), [picture.image for _, batch, _ in index.batches for picture in batch]
+        ready = [self.processor(picture, [box], name="query") for picture, box in asked]
+        return [look(one.image, one.boxes[0], answers, seen) for one, answers in zip(ready, said)]
+
     def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
-        """An answer for each picture, in its own pixels, in the order of the index."""
-        answers, variants = [], (detector.config.adapters,)
-        for names, pictures, features in index.batches:
-            for one, picture in zip(rank_variants(detector, asked, features, names, variants)[0], pictures):
-                answers.append(Attribution(one.image_id, tuple(picture.back([one.box])[0].tolist()), one.score))
-        return answers
+        """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
+        variants = (detector.config.adapters,)
+        return [one for names, _, features in index.batches for one in rank_variants(detector, asked, features, names, variants)[0]]
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)
         return names, pictures, self.detector.encode_image(self.processor.collate(pictures))
+
+
+def _raised(said: Sequence[Sequence[Attribution]], looks: Looks) -> Sequence[Sequence[Attribution]]:
+    return said if looks is None else [raised(answers, look) for answers, look in zip(said, looks, strict=True)]
 
 
 def _scores(said: Sequence[Sequence[Attribution]]) -> np.ndarray:
