@@ -47,17 +47,18 @@ def together(answers: Sequence[Sequence[Attribution]], odds: bool = True,
     elif not odds:
         mean = scores.mean(0)
     else:
-        mean = expit(_log_odds(scores if words is None else once(scores, of_words, len(found))).mean(0))
+        mean = expit(log_odds(scores if words is None else once(scores, of_words, len(found))).mean(0))
     return [Attribution(name, middle([of[name].box for of in found]), float(score)) for name, score in zip(found[0], mean)]
 
 
 def once(scores, words, n: int) -> np.ndarray:
     """Chances (...) of images as one of n pictures says them -> the same with 1 / n of the log-odds that are due to words (...): over all n
     pictures, the words count once."""
-    return expit(_log_odds(scores) - (1 - 1 / n) * _log_odds(words))
+    return expit(log_odds(scores) - (1 - 1 / n) * log_odds(words))
 
 
-def _log_odds(scores) -> np.ndarray:
+def log_odds(scores) -> np.ndarray:
+    """Log-odds (...) of chances (...), of which none is 0 or 1."""
     return logit(np.clip(scores, SMALLEST, 1 - SMALLEST))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
@@ -28,10 +28,10 @@ from ard.detector.whitening import whitener
 from ard.files import FileError, atomic_write_bytes, atomic_write_text
 from ard.geometry import GeometryError, as_boxes
 from ard.records import Attribution, Dataset
+from ard.together import log_odds
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 BATCH = 256  # close-ups read at once
-SMALLEST = 1e-9  # a smaller chance counts as this
 
 
 def closeups(pictures: np.ndarray, boxes, margin: float) -> tuple[np.ndarray, Tensor]:
@@ -82,7 +82,11 @@ class CloseUp:
 
     def vectors(self, pictures: np.ndarray, boxes) -> Tensor:
         """Unit vectors (n, width) of boxes (n, 4) xyxy pixels in pictures (n, H, W, 3) uint8. Raises as `closeups`."""
-        return F.normalize(region_closeups(pictures, boxes, self.settings.margin) @ self.project - self.centre, dim=-1)
+        return self.of_regions(region_closeups(pictures, boxes, self.settings.margin))
+
+    def of_regions(self, regions: Tensor) -> Tensor:
+        """Unit vectors (n, width) of what `region_closeups` gives, (n, REGION)."""
+        return F.normalize(regions @ self.project - self.centre, dim=-1)
 
     def logits(self, asked: Tensor, found: Tensor) -> Tensor:
         """(n,) weighed logits of n regions to be the source of one: vectors (n, width) and (width,)."""
@@ -134,9 +138,9 @@ def fit_closeup(dataset: Dataset, settings: CloseUpSettings = CloseUpSettings())
     classes = np.array([s.class_name for s in first.values()])
     map_ = discriminant(everything, np.concatenate([np.arange(len(files)), owners]), classes, settings.shrinkage, settings.width)
     project = (map_ / spread[:, None]).half().float()  # as it is kept
-    fitted = CloseUp(project, mean @ project, 1.0, 0.0, replace(settings, weight=1.0))
-    slope, offset = _logistic(fitted, photos, drawn, owners, classes)
-    return replace(fitted, slope=slope, offset=offset, settings=settings)
+    fitted = CloseUp(project, mean @ project, 1.0, 0.0, settings)
+    slope, offset = _logistic(fitted.of_regions(photos), fitted.of_regions(drawn), owners, classes)
+    return replace(fitted, slope=slope, offset=offset)
 
 
 def discriminant(vectors: Tensor, owners: np.ndarray, classes: np.ndarray, shrinkage: float, width: int) -> Tensor:
@@ -153,16 +157,12 @@ def discriminant(vectors: Tensor, owners: np.ndarray, classes: np.ndarray, shrin
     return white @ torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -width:]
 
 
-def _logistic(closeup: CloseUp, photos: Tensor, drawn: Tensor, owners: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
-    """Slope and offset: is a photo (E, REGION) of the class that of a drawn region (n, REGION)? Both answers weigh alike."""
-    near = (_unit(closeup, drawn) @ _unit(closeup, photos).T).numpy()
+def _logistic(photos: Tensor, drawn: Tensor, owners: np.ndarray, classes: np.ndarray) -> tuple[float, float]:
+    """Slope and offset: by its cosine, is a photo (E, width) of the class that of a drawn region (n, width)? Both answers weigh alike."""
+    near = (drawn @ photos.T).numpy()
     asked, own = classes[owners][:, None] == classes, owners[:, None] == np.arange(len(classes))
     fitted = LogisticRegression(C=100.0, class_weight="balanced").fit(near[asked][:, None], own[asked])
     return round(float(fitted.coef_[0, 0]), 4), round(float(fitted.intercept_[0]), 4)
-
-
-def _unit(closeup: CloseUp, regions: Tensor) -> Tensor:
-    return F.normalize(regions @ closeup.project - closeup.centre, dim=-1)
 
 
 # ---- beside a detector's answers -------------------------------------------------------------------------------------
@@ -210,5 +210,5 @@ def raised(answers: Sequence[Attribution], logits: np.ndarray) -> list[Attributi
     >>> raised([Attribution("a", (0, 0, 4, 4), 0.5)], np.array([1.0]))[0].score
     0.7310585786300049
     """
-    odds = logit(np.clip([a.score for a in answers], SMALLEST, 1 - SMALLEST)) + logits
+    odds = log_odds([a.score for a in answers]) + logits
     return [replace(a, score=float(score)) for a, score in zip(answers, expit(odds), strict=True)]
