@@ -13,8 +13,10 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from ard.abstention import gallery_scores
+from ard.baselines.closeups import all_raised, looks
 from ard.baselines.kit import Kit
 from ard.chances import Chances
+from ard.detector.closeup import CloseUp
 from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.reading import untied
@@ -40,6 +42,12 @@ def one_by_one(kit: Kit, detector: AttributionGroundingDinoForObjectDetection, r
     readings = {"ARD": detector, JUDGED: untied(detector), WORDS: words_alone(detector)}
     asks = {name: alone(name, DetectorMethod(read, kit.features)) for name, read in readings.items() if read is not None}
     return collect_all({**rivals, **asks}, kit.dataset.samples[kit.split], kit.dataset, kit.split, folder)
+
+
+def closer(answers: Answers, closeup: CloseUp, dataset: Dataset, split: str) -> Answers:
+    """The answers of `one_by_one`, but ARD's, as it ranks and as it is read for its chances, raised by a second look at each image."""
+    said = looks(closeup, answers["ARD"], dataset, split)
+    return answers | {name: all_raised(answers[name], said) for name in ("ARD", JUDGED) if name in answers}
 
 
 def among(answers: Answers, dataset: Dataset, split: str) -> Answers:

@@ -30,7 +30,7 @@ GIVEN_BACK = {"learned again": "condition", "the judge knows more than with the 
 RECIPES = {"recipe": "condition", "the judge knows the individual [95%]": "individual", "that less as used [95%]": "individual_minus",
            "class as told [95%]": "class", "class less as used [95%]": "class_minus", "place": "context", "medium": "medium",
            "ARD has X first of four [95%]": "first", "first less as used [95%]": "first_minus"}
-PRESENCE = {"set": "dataset", "pictures": "n_pictures", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece",
+PRESENCE = {"set": "dataset", "method": "method", "pictures": "n_pictures", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece",
             "chance said, on average": "sure"}
 
 # page: the name of each part, as its markers have it: the tables it is made of, and how; all but the first may be missing

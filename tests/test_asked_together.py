@@ -7,8 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ard import asked_together
+from ard.baselines.closeups import all_raised, looks
+from ard.detector.closeup import CloseUp, CloseUpSettings
+from ard.detector.features import REGION
 from ard.records import Attribution
 from ard.together import Pool
 from tests.toy_attribution import toy_dataset
@@ -133,3 +137,15 @@ def test_users_have_the_pool_that_validation_gave():
     file = ROOT / "data/together/pool.csv"
     with file.open(encoding="utf-8") as lines:
         assert [{key: float(value) for key, value in row.items()} for row in csv.DictReader(lines)] == [asdict(Pool())]
+
+
+def test_a_second_look_raises_what_ranks_and_what_is_sure_and_leaves_words(dataset):
+    samples = dataset.samples["test"]
+    whole = {name: said(dataset, samples, 0.9) for name in ("ARD", asked_together.JUDGED, asked_together.WORDS, "a rival")}
+    rng = torch.Generator().manual_seed(0)
+    look = CloseUp(torch.randn(REGION, 4, generator=rng), torch.zeros(4), 3.0, 0.5, CloseUpSettings(width=4))
+    found, logits = asked_together.closer(whole, look, dataset, "test"), looks(look, whole["ARD"], dataset, "test")
+    for name, of in whole.items():
+        raised = all_raised(of, logits) if name in ("ARD", asked_together.JUDGED) else of
+        assert found[name] == raised
+    assert found["ARD"] != whole["ARD"]

@@ -192,14 +192,15 @@ def test_counterfactuals_put_the_cause_beside_the_rank_and_a_guess_beside_the_cl
 
 def test_pictures_asked_together_are_a_column_for_each_number_and_the_lead_is_with_the_most():
     columns = ",".join(["dataset,method,n_pictures", *(f"{x},{x}_low,{x}_high" for x in ("recall_1", "ours_minus"))])
-    table = "\n".join([columns, "a,rival,1,.5,.4,.6,.2,.1,.3", "a,rival,5,.6,.5,.7,.3,.2,.4", "a,ARD,1,.7,.6,.8,0,0,0", "a,ARD,5,.9,.8,1,0,0,0",
-                       "b,rival,1,.25,.2,.3,.1,0,.2", "b,ARD,1,.35,.3,.4,0,0,0", ""])
+    lines = ["a,rival,1,.5,.4,.6,.2,.1,.3", "a,rival,5,.6,.5,.7,.3,.2,.4", "a,ours,1,.7,.6,.8,0,0,0", "a,ours,5,.9,.8,1,0,0,0",
+             "b,rival,1,.25,.2,.3,.1,0,.2", "b,ours,1,.35,.3,.4,0,0,0", ""]
+    table = "\n".join([columns, *(line.replace("ours", '"ARD, close-up"') for line in lines)])
     lines = tables.together(table).splitlines()
     assert lines[0].startswith("| set | method | one picture [95%] | 5 pictures [95%] |") and len({line.count("|") for line in lines}) == 1
     assert lines[2:] == ["| a | rival | 0.500 [0.400, 0.600] | 0.600 [0.500, 0.700] | 0.300 [0.200, 0.400] |",
-                         "| a | ARD | 0.700 [0.600, 0.800] | 0.900 [0.800, 1.000] | – |",
+                         "| a | ARD, close-up | 0.700 [0.600, 0.800] | 0.900 [0.800, 1.000] | – |",
                          "| b | rival | 0.250 [0.200, 0.300] |  | 0.100 [0.000, 0.200] |",
-                         "| b | ARD | 0.350 [0.300, 0.400] |  | – |"]
+                         "| b | ARD, close-up | 0.350 [0.300, 0.400] |  | – |"]
 
 
 def test_ways_are_held_against_the_one_in_use_which_comes_first():
