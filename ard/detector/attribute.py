@@ -25,7 +25,6 @@ from ard.images import ImageError, Source
 from ard.records import Attribution
 from ard.together import Pool, once, together
 
-
 # for each picture asked about, the (N,) logits that a second look adds to the answers of N images; None: there is none
 Looks = Sequence[np.ndarray] | None
 
@@ -101,9 +100,14 @@ class Attributor:
     @torch.no_grad()
     def ask(self, query: Source, query_box, prompt: str | None) -> Prompt:
         """The query's side alone: class phrase and exemplar token of the box, xyxy pixels of the picture."""
+        return self._asked(self._ready(query, query_box), prompt)
+
+    def _ready(self, query: Source, query_box) -> Prepared:
+        return self.processor(query, [query_box], name="query")
+
+    def _asked(self, ready: Prepared, prompt: str | None) -> Prompt:
         if prompt is not None and not prompt.strip():
             raise ValueError("prompt: expected the name of what is in the box, or None for the box alone; found an empty text")
-        ready = self.processor(query, [query_box], name="query")
         boxes = torch.as_tensor(ready.boxes, dtype=torch.float32)
         return self.detector.encode_query(self.processor.collate([ready]), boxes, [prompt])
 
@@ -129,10 +133,11 @@ class Attributor:
             raise ValueError(f"top_k: expected at least 1, found {top_k}")
         if not 0 < prior < 1:
             raise ValueError(f"prior: expected a chance between 0 and 1, found {prior}")
-        asked = [self.ask(picture, box, prompt) for picture, box in pictures]
+        ready = [self._ready(picture, box) for picture, box in pictures]
+        asked = [self._asked(one, prompt) for one in ready]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         said = [self._ranked(self.detector, one, index) for one in asked]
-        looks = self._looks(pictures, said, index)
+        looks = self._looks(ready, said, index)
         said = _raised(said, looks)
         repeated = len(asked) > 1 and prompt is not None and self.words is not None
         words = [self._ranked(self.words, one, index) for one in asked] if repeated else None
@@ -157,11 +162,10 @@ class Attributor:
         each, sure = Pool()(Chances(*calibration)(scores, ranked), prior)
         return each.tolist(), sure
 
-    def _looks(self, asked: Sequence[tuple[Source, Sequence[float]]], said: Sequence[Sequence[Attribution]], index: Index) -> Looks:
+    def _looks(self, ready: Sequence[Prepared], said: Sequence[Sequence[Attribution]], index: Index) -> Looks:
         if self.closeup is None or not len(index):
             return None
         look, seen = SecondLook(self.closeup), [picture.image for _, batch, _ in index.batches for picture in batch]
-        ready = [self.processor(picture, [box], name="query") for picture, box in asked]
         return [look(one.image, one.boxes[0], answers, seen) for one, answers in zip(ready, said)]
 
     def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
