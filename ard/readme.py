@@ -32,6 +32,8 @@ RECIPES = {"recipe": "condition", "the judge knows the individual [95%]": "indiv
            "ARD has X first of four [95%]": "first", "first less as used [95%]": "first_minus"}
 PRESENCE = {"set": "dataset", "method": "method", "pictures": "n_pictures", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece",
             "chance said, on average": "sure"}
+LEARNED = {"individuals learned from": "n_individuals", "pictures drawn of them": "n_pictures", "right one of ten [95%]": "accuracy",
+           "more than from the first [95%]": "minus"}
 
 # page: the name of each part, as its markers have it: the tables it is made of, and how; all but the first may be missing
 PAGES = {
@@ -45,6 +47,7 @@ PAGES = {
         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), tables.arena),
         "choices": (("data/choices/choices.csv",), tables.choices), "study": (("data/abc/study.csv",), tables.study),
         "close-up": (("data/closeup/rows.csv",), partial(tables.asked_twice, first="ARD's")),
+        "individuals": (("data/individuals/curve.csv",), tables.listed(LEARNED)),
         "companions": (("data/companions/rows.csv",), tables.asked_twice), "scores": (("data/scores/rows.csv",), tables.asked_twice),
         "ablations": (("data/ablations/rows.csv",), tables.ablations), "seeds": (("data/ablations/seeds.csv",), tables.seeds),
         "tokens": (("data/tokens/rows.csv",), tables.tokens), "backbones": (("data/backbones/table3.csv",), tables.backbones),

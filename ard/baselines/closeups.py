@@ -24,10 +24,11 @@ Add = Callable[[Sequence[Attribution], np.ndarray], list[Attribution]]
 COSINE = 10.0  # what a cosine counts beside a close-up's logit; on validation 10, 20 and 40 are alike
 CARD = """# Close-up
 
-What ARD sees at a second look (`ard.detector.closeup`): a linear map of the region vectors of enlarged regions, the logistic that makes a
-logit of their cosine, and the chances that ARD says with it. Fitted in closed form to AD+ train of `data/mini-coco` by
-`notebooks/16_closeup.ipynb`; load it with `ard.detector.closeup.CloseUp.load`. For pictures of the mini world, 64 pixels wide, and for
-`data/models/ard`, whose answers it is added to.
+What ARD sees at a second look (`ard.detector.closeup`): a linear map of the region vectors of enlarged regions and the logistic that
+makes a logit of their cosine, fitted in closed form to AD+ train of `data/mini-coco` and of more individuals like them by
+`notebooks/pretrain/17_individuals.ipynb`; and how it counts beside ARD, by `notebooks/16_closeup.ipynb`. Load it with
+`ard.detector.closeup.CloseUp.load`. For pictures of the mini world, 64 pixels wide, and for `data/models/ard`, whose answers it is added
+to.
 
 | on validation | |
 | --- | --- |
@@ -103,7 +104,7 @@ def whitened_regions(kit: Kit) -> FittedCloseUp:
 
 SOURCE = "Fu, Zheng and Mei 2017, in closed form; ours"
 ENTRIES = [
-    Entry("class filter + whitened regions, close-up", whitened_regions, ("text", "box", "pairs", "rendered"), SOURCE,
+    Entry("class filter + whitened regions, close-up", whitened_regions, ("text", "box", "pairs", "rendered", "more"), SOURCE,
           (*whitened.ENTRIES[0].reads, "models/closeup")),
-    Entry("ARD, close-up", ard, ("text", "box", "pairs", "rendered"), SOURCE, ("models/ard", "models/closeup")),
+    Entry("ARD, close-up", ard, ("text", "box", "pairs", "rendered", "more"), SOURCE, ("models/ard", "models/closeup")),
 ]

@@ -20,6 +20,7 @@ GIVEN = {  # what a method may use beside the picture Q and the gallery, in the 
     "mask": "which pixels of R_Q are the concept's",
     "pairs": "AD+ train, to learn from",
     "rendered": "rendered pairs of base individuals, to learn from",
+    "more": "pairs of 200 individuals more, to learn from",
     "generator": "the base generator's weights, to read features from",
     "gradients": "gradients through a generator",
     "customised": "G_i, the customised generator that drew Q",

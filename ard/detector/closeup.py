@@ -4,13 +4,12 @@ enlarged, and compared again.
 The detector sees whole pictures, in which a marking is less than a cell of a feature map. Here the same frozen backbone sees each
 region nearly alone, and its vectors are compared in the directions that tell individuals of a class apart, in closed form: whitened
 within individuals (`ard.detector.whitening`), then Fisher's discriminant directions. After Fu, Zheng and Mei 2017 ("Look closer to
-see better") and the re-ranking of regions in image retrieval (Tolias, Sicre and Jegou 2016). Not in the papers; notebook 16 fits it
-and asks what it is worth.
+see better") and the re-ranking of regions in image retrieval (Tolias, Sicre and Jegou 2016). Not in the papers; notebook 17 fits it,
+16 asks what it is worth.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from torch import Tensor
 
 from ard.detector.features import IMAGE_SIZE, REGION, image_features, region_vectors
 from ard.detector.whitening import whitener
-from ard.files import FileError, atomic_write_bytes, atomic_write_text
+from ard.files import FileError, atomic_write_bytes, atomic_write_json, read_json
 from ard.geometry import GeometryError, as_boxes
 from ard.records import Attribution, Dataset
 from ard.together import log_odds
 
-WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+WEIGHTS, SETTINGS, OPERATING_POINT = "model.safetensors", "config.json", "operating_point.json"
 BATCH = 256  # close-ups read at once
 
 
@@ -61,12 +60,11 @@ def closeups(pictures: np.ndarray, boxes, margin: float) -> tuple[np.ndarray, Te
 
 @dataclass(frozen=True)
 class CloseUpSettings:
-    """`closeup` of params.yaml."""
+    """What is fitted: `individuals.closeup` of params.yaml."""
 
     margin: float = 1.3  # side of the square over the longer side of the box
     width: int = 64  # directions compared
-    shrinkage: float = 3.0  # as in `whitener`
-    weight: float = 0.5  # what a close-up's logit counts beside the detector's
+    shrinkage: float = 1.0  # as in `whitener`
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +76,9 @@ class CloseUp:
     slope: float
     offset: float
     settings: CloseUpSettings = CloseUpSettings()
-    calibration: tuple[float, ...] = ()  # of the chances that the detector says with it, `ard.chances.Chances`
+    # beside a detector: what a close-up's logit counts, and the calibration of the chances said with it (`ard.chances.Chances`)
+    weight: float = 1.0
+    calibration: tuple[float, ...] = ()
 
     def vectors(self, pictures: np.ndarray, boxes) -> Tensor:
         """Unit vectors (n, width) of boxes (n, 4) xyxy pixels in pictures (n, H, W, 3) uint8. Raises as `closeups`."""
@@ -90,28 +90,33 @@ class CloseUp:
 
     def logits(self, asked: Tensor, found: Tensor) -> Tensor:
         """(n,) weighed logits of n regions to be the source of one: vectors (n, width) and (width,)."""
-        return self.settings.weight * (self.slope * (found @ asked) + self.offset)
+        return self.weight * (self.slope * (found @ asked) + self.offset)
 
     def save(self, folder: str | Path) -> None:
-        """Weights in half precision, and the rest as JSON."""
+        """What is fitted: weights in half precision, and the rest as JSON."""
         atomic_write_bytes(Path(folder) / WEIGHTS, save({"project": self.project.half().contiguous(), "centre": self.centre.float()}))
-        told = {"slope": self.slope, "offset": self.offset, "calibration": list(self.calibration), **asdict(self.settings)}
-        atomic_write_text(Path(folder) / SETTINGS, json.dumps(told, indent=2) + "\n")
+        atomic_write_json(Path(folder) / SETTINGS, {"slope": self.slope, "offset": self.offset, **asdict(self.settings)})
+
+    def save_operating_point(self, folder: str | Path) -> None:
+        """What was found beside a detector: weight and calibration."""
+        atomic_write_json(Path(folder) / OPERATING_POINT, {"weight": self.weight, "calibration": list(self.calibration)})
 
     @classmethod
     def load(cls, folder: str | Path) -> CloseUp:
-        """What `save` wrote. Raises FileError where it is not there, or of another size."""
+        """What was saved, with its operating point where that was, too. Raises FileError where it is not there, or of another size."""
+        folder = Path(folder)
         try:
-            told = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
-            weights = load((Path(folder) / WEIGHTS).read_bytes())
+            told = read_json(folder / SETTINGS)
+            point = read_json(folder / OPERATING_POINT) if (folder / OPERATING_POINT).is_file() else {"weight": 1.0, "calibration": []}
+            weights = load((folder / WEIGHTS).read_bytes())
             numbers = {name: float(told.pop(name)) for name in ("slope", "offset")}
-            calibration, settings = tuple(told.pop("calibration")), CloseUpSettings(**told)
+            settings, weight, calibration = CloseUpSettings(**told), float(point["weight"]), tuple(point["calibration"])
             project, centre = weights["project"].float(), weights["centre"].float()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FileError(f"{folder}: no close-up's folder ({error})") from None
         if project.shape != (REGION, settings.width) or centre.shape != (settings.width,):
             raise FileError(f"{folder}: expected a map of {REGION} to {settings.width} numbers, found {tuple(project.shape)}")
-        return cls(project, centre, **numbers, settings=settings, calibration=calibration)
+        return cls(project, centre, **numbers, settings=settings, weight=weight, calibration=calibration)
 
 
 def region_closeups(pictures: np.ndarray, boxes, margin: float) -> Tensor:
@@ -124,23 +129,53 @@ def region_closeups(pictures: np.ndarray, boxes, margin: float) -> Tensor:
 
 
 # ---- fitted in closed form -------------------------------------------------------------------------------------------
-def fit_closeup(dataset: Dataset, settings: CloseUpSettings = CloseUpSettings()) -> CloseUp:
-    """The close-up that tells individuals of a class apart in AD+ train. ValueError where no exemplar has two pictures, or no class two
-    exemplars."""
-    samples = dataset.samples["train"]
-    first = {s.exemplar_file: s for s in reversed(samples)}
-    files = list(first)
-    owners = np.array([files.index(s.exemplar_file) for s in samples])
-    photos = region_closeups(np.stack([dataset.pixels(file) for file in files]), [s.exemplar_box for s in first.values()], settings.margin)
-    drawn = region_closeups(np.stack([dataset.query(s).image for s in samples]), [s.query_box for s in samples], settings.margin)
-    mean, spread = photos.mean(0), photos.std(0).clamp(min=1e-3)
-    everything = torch.cat([photos - mean, drawn - mean]) / spread
-    classes = np.array([s.class_name for s in first.values()])
-    map_ = discriminant(everything, np.concatenate([np.arange(len(files)), owners]), classes, settings.shrinkage, settings.width)
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Region vectors of close-ups of E exemplars and of n regions drawn after them."""
+
+    photos: Tensor  # (E, REGION)
+    drawn: Tensor  # (n, REGION)
+    owners: np.ndarray  # (n,) whose, by number
+    classes: np.ndarray  # (E,) names
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, margin: float) -> Regions:
+        """R_Q of all samples of a split, and who stands in each image of its gallery, asked about (R_X) or not."""
+        samples = dataset.samples[split]
+        asked = {s.exemplar_file: (s.exemplar_box, s.class_name) for s in samples}
+        shown = {im.file: asked.get(im.file) or next((o.box, o.class_name) for o in im.objects if o.individual_id)
+                 for im in dataset.gallery[split]}
+        photos = region_closeups(np.stack([dataset.pixels(file) for file in shown]), [box for box, _ in shown.values()], margin)
+        drawn = region_closeups(np.stack([dataset.query(s).image for s in samples]), [s.query_box for s in samples], margin)
+        files = list(shown)
+        return cls(photos, drawn, np.array([files.index(s.exemplar_file) for s in samples]), np.array([name for _, name in shown.values()]))
+
+    @classmethod
+    def joined(cls, several: Sequence[Regions]) -> Regions:
+        """All in one."""
+        before = np.cumsum([0, *(len(r.photos) for r in several)])
+        return cls(torch.cat([r.photos for r in several]), torch.cat([r.drawn for r in several]),
+                   np.concatenate([r.owners + n for r, n in zip(several, before)]), np.concatenate([r.classes for r in several]))
+
+
+def fit_closeup(regions: Regions, settings: CloseUpSettings = CloseUpSettings()) -> CloseUp:
+    """The close-up that tells individuals of a class apart, seen with the margin of `settings`. ValueError where no exemplar has two
+    pictures, or no class two exemplars."""
+    mean, spread = regions.photos.mean(0), regions.photos.std(0).clamp(min=1e-3)
+    everything = torch.cat([regions.photos - mean, regions.drawn - mean]) / spread
+    owners = np.concatenate([np.arange(len(regions.photos)), regions.owners])
+    map_ = discriminant(everything, owners, regions.classes, settings.shrinkage, settings.width)
     project = (map_ / spread[:, None]).half().float()  # as it is kept
     fitted = CloseUp(project, mean @ project, 1.0, 0.0, settings)
-    slope, offset = _logistic(fitted.of_regions(photos), fitted.of_regions(drawn), owners, classes)
+    slope, offset = _logistic(fitted.of_regions(regions.photos), fitted.of_regions(regions.drawn), regions.owners, regions.classes)
     return replace(fitted, slope=slope, offset=offset)
+
+
+def nearest_of_class(closeup: CloseUp, regions: Regions) -> np.ndarray:
+    """(n,) bool: of the exemplars of its class, is a drawn region's own the nearest?"""
+    near = closeup.of_regions(regions.drawn) @ closeup.of_regions(regions.photos).T
+    rivals = torch.from_numpy(regions.classes[regions.owners][:, None] == regions.classes)
+    return near.masked_fill(~rivals, -torch.inf).argmax(1).numpy() == regions.owners
 
 
 def discriminant(vectors: Tensor, owners: np.ndarray, classes: np.ndarray, shrinkage: float, width: int) -> Tensor:

@@ -13,7 +13,8 @@ from ard.baselines.closeups import COSINE, CloseUpMethod, all_raised, beside_cos
 from ard.baselines.kit import Kit
 from ard.detector import closeup
 from ard.detector.attribute import Attributor
-from ard.detector.closeup import CloseUp, CloseUpSettings, SecondLook, closeups, discriminant, fit_closeup, raised, whole_pixels
+from ard.detector.closeup import (
+    CloseUp, CloseUpSettings, Regions, SecondLook, closeups, discriminant, fit_closeup, nearest_of_class, raised, whole_pixels)
 from ard.detector.features import REGION
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor
@@ -116,15 +117,46 @@ def test_classes_of_one_individual_teach_nothing():
         discriminant(torch.randn(6, 5), np.repeat([0, 1], 3), np.array(["cat", "dog"]), 1.0, 2)
 
 
-def test_what_is_fitted_depends_on_train_alone_and_is_kept_as_it_is(toy, tmp_path):
-    fitted = fit_closeup(toy, CloseUpSettings(width=3))
-    blind = fit_closeup(replace(toy, samples={"train": toy.samples["train"]}, gallery={"train": toy.gallery["train"]}), CloseUpSettings(width=3))
-    assert torch.equal(fitted.project, blind.project) and (fitted.slope, fitted.offset) == (blind.slope, blind.offset)
-    kept = replace(fitted, calibration=(1.0, 2.0, 0.5, 0.25))
-    kept.save(tmp_path / "look")
+def test_what_is_fitted_depends_on_its_split_alone(toy):
+    seen = Regions.of(toy, "train", 1.3)
+    blind = Regions.of(replace(toy, samples={"train": toy.samples["train"]}, gallery={"train": toy.gallery["train"]}), "train", 1.3)
+    fitted, again = (fit_closeup(regions, CloseUpSettings(width=3)) for regions in (seen, blind))
+    assert torch.equal(fitted.project, again.project) and (fitted.slope, fitted.offset) == (again.slope, again.offset)
+
+
+def test_who_is_in_a_picture_is_seen_asked_about_or_not(toy):
+    known = toy.gallery["val"]
+    asked = tuple(s for s in toy.samples["val"] if s.exemplar_file != known[0].file)
+    fewer, all_ = (Regions.of(replace(toy, samples={"val": of}), "val", 1.3) for of in (asked, toy.samples["val"]))
+    assert torch.allclose(fewer.photos, all_.photos) and list(fewer.classes) == [im.objects[0].class_name for im in known]
+    assert [known[i].file for i in fewer.owners] == [s.exemplar_file for s in asked] and len(all_.drawn) > len(fewer.drawn)
+
+
+def test_regions_of_two_datasets_are_joined_without_mixing_their_owners(toy):
+    train, val = (Regions.of(toy, split, 1.3) for split in ("train", "val"))
+    both = Regions.joined([train, val])
+    assert np.array_equal(both.owners[len(train.drawn):], val.owners + len(train.photos)) and len(both.drawn) == len(both.owners)
+    assert torch.equal(both.photos[both.owners[-1]], val.photos[val.owners[-1]]) and both.classes[both.owners[-1]] == val.classes[val.owners[-1]]
+    assert fit_closeup(both, CloseUpSettings(width=3)).project.shape == (REGION, 3)
+
+
+def test_the_nearest_of_the_class_is_counted_by_hand(toy, random_look):
+    regions = Regions.of(toy, "val", 1.3)
+    right = nearest_of_class(random_look, regions)
+    photos, drawn = random_look.of_regions(regions.photos), random_look.of_regions(regions.drawn)
+    for i, owner in enumerate(regions.owners):
+        rivals = [j for j, name in enumerate(regions.classes) if name == regions.classes[owner]]
+        assert right[i] == (max(rivals, key=lambda j: float(drawn[i] @ photos[j])) == owner)
+
+
+def test_what_is_kept_is_read_back_with_its_operating_point(random_look, tmp_path):
+    random_look.save(tmp_path / "look")
+    bare = CloseUp.load(tmp_path / "look")
+    assert torch.equal(bare.project, random_look.project.half().float()) and torch.allclose(bare.centre, random_look.centre)
+    assert (bare.slope, bare.offset, bare.settings, bare.weight, bare.calibration) == (9.0, -2.0, random_look.settings, 1.0, ())
+    replace(random_look, weight=0.5, calibration=(1.0, 2.0, 0.5, 0.25)).save_operating_point(tmp_path / "look")
     again = CloseUp.load(tmp_path / "look")
-    assert torch.equal(again.project, kept.project) and torch.allclose(again.centre, kept.centre)
-    assert (again.slope, again.offset, again.settings, again.calibration) == (kept.slope, kept.offset, kept.settings, kept.calibration)
+    assert (again.weight, again.calibration, again.slope) == (0.5, (1.0, 2.0, 0.5, 0.25), 9.0)
 
 
 def test_a_folder_that_holds_something_else_is_named(random_look, tmp_path):
@@ -147,8 +179,8 @@ def test_a_region_looks_most_like_itself_and_weight_is_a_factor(random_look):
     pictures = np.random.default_rng(1).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
     answers = [Attribution(str(i), BOX, 0.5) for i in range(4)]
     told = SecondLook(random_look)(pictures[2], BOX, answers, list(pictures))
-    doubled = replace(random_look, settings=replace(random_look.settings, weight=2 * random_look.settings.weight))
-    assert told.argmax() == 2 and told[2] == pytest.approx(random_look.settings.weight * (9.0 - 2.0), abs=1e-3)
+    doubled = replace(random_look, weight=2 * random_look.weight)
+    assert told.argmax() == 2 and told[2] == pytest.approx(random_look.weight * (9.0 - 2.0), abs=1e-3)
     assert np.allclose(SecondLook(doubled)(pictures[2], BOX, answers, list(pictures)), 2 * told, atol=1e-5)
 
 
