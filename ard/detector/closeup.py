@@ -140,7 +140,8 @@ class Regions:
 
     @classmethod
     def of(cls, dataset: Dataset, split: str, margin: float) -> Regions:
-        """R_Q of all samples of a split, and who stands in each image of its gallery, asked about (R_X) or not."""
+        """R_Q of all samples of a split, and who stands in each image of its gallery, asked about (R_X) or not: one in each, as in
+        `mini-coco`."""
         samples = dataset.samples[split]
         asked = {s.exemplar_file: (s.exemplar_box, s.class_name) for s in samples}
         shown = {im.file: asked.get(im.file) or next((o.box, o.class_name) for o in im.objects if o.individual_id)
