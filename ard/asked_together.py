@@ -16,12 +16,10 @@ from ard.abstention import gallery_scores
 from ard.baselines.closeups import all_raised, looks
 from ard.baselines.kit import Kit
 from ard.chances import Chances
+from ard.detector import readings
 from ard.detector.closeup import CloseUp
-from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.reading import untied
-from ard.detector.words import words_alone
-from ard.evaluation import Answers, Ask, alone, collect_all
+from ard.evaluation import Answers, Ask, collect_all
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import Attributions, facts, outcome
 from ard.presence import presence
@@ -32,16 +30,14 @@ from ard.together import SMALLEST, Pool, log_ratios, once, together
 Groups = list[tuple[int, tuple[Sample, ...]]]  # n and as many pictures of one exemplar
 Said = Mapping[str, tuple[np.ndarray, np.ndarray]]  # by sample_id: (N,) chances with the source in the gallery, (N - 1,) without
 
-JUDGED = "the exemplar's own token"  # how ARD is read for whether the source is there (`ard.detector.reading`)
-WORDS = "words alone"  # and for what its pictures say only once (`ard.detector.words`)
+JUDGED, WORDS = "ARD" + readings.JUDGED, "ARD" + readings.WORDS  # ARD as it is read for its chances, and for its words
 
 
 def one_by_one(kit: Kit, detector: AttributionGroundingDinoForObjectDetection, rivals: Mapping[str, Ask], folder: str | Path) -> Answers:
-    """Answers of rivals, of ARD as it ranks, and of ARD as it is read for its chances (`JUDGED`) and for its words (`WORDS`), to each
-    query of the kit's split by itself; kept in `folder`, so a killed run goes on."""
-    readings = {"ARD": detector, JUDGED: untied(detector), WORDS: words_alone(detector)}
-    asks = {name: alone(name, DetectorMethod(read, kit.features)) for name, read in readings.items() if read is not None}
-    return collect_all({**rivals, **asks}, kit.dataset.samples[kit.split], kit.dataset, kit.split, folder)
+    """Answers of rivals, and of ARD as it ranks and as it is read otherwise (`JUDGED`, `WORDS`), to each query of the kit's split by
+    itself; kept in `folder`, so a killed run goes on."""
+    asks = {**rivals, "ARD": readings.ReadDetector(detector, kit.features).read}
+    return collect_all(asks, kit.dataset.samples[kit.split], kit.dataset, kit.split, folder)
 
 
 def closer(answers: Answers, closeup: CloseUp, dataset: Dataset, split: str) -> Answers:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import astuple
 
+import numpy as np
+from tqdm import tqdm
+
 from ard.abstention import gallery_scores
-from ard.baselines.methods import run_method
 from ard.chances import Chances, fit_chances
-from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.reading import untied
+from ard.detector.readings import JUDGED, ReadDetector
 from ard.validation import Validation
 
 
@@ -17,12 +18,11 @@ def calibrate(model: AttributionGroundingDinoForObjectDetection, validation: Val
     """The chances that fit validation queries best, asked with their source in the gallery and without: to what ranks the images, and
     to how exemplars were taught (`ard.detector.reading`), where these are two. Kept in `model.config.calibration`, which answers
     to users and Table 2's abstention are read by."""
-    def asked(reading: AttributionGroundingDinoForObjectDetection):
-        answers = run_method(DetectorMethod(reading, validation.cache), validation.dataset, validation.split, validation.samples)
-        return gallery_scores(answers, validation.dataset, validation.split)
-
-    judge = untied(model)
-    scores, source = asked(judge)
-    chances = fit_chances(scores, source, None if judge is model else asked(model)[0])
+    dataset, split = validation.dataset, validation.split
+    detector, gallery = ReadDetector(model, validation.cache), dataset.open_gallery(split)
+    read = {s.sample_id: detector.read(dataset.query(s), gallery) for s in tqdm(validation.samples, desc="calibration", mininterval=5)}
+    (ranked, source), (scores, _) = (
+        gallery_scores({name: of[row] for name, of in read.items()}, dataset, split) for row in ("ARD", "ARD" + JUDGED))
+    chances = fit_chances(scores, source, None if np.array_equal(scores, ranked) else ranked)
     model.config.calibration = list(astuple(chances))
     return chances

@@ -16,11 +16,9 @@ from tqdm import tqdm
 
 from ard.chances import Chances
 from ard.detector.closeup import CloseUp, SecondLook, raised
-from ard.detector.pooling import rank_variants
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
-from ard.detector.reading import untied
-from ard.detector.words import words_alone
+from ard.detector.readings import Readings, read
 from ard.images import ImageError, Source
 from ard.records import Attribution
 from ard.together import Pool, once, together
@@ -73,8 +71,6 @@ class Attributor:
         if closeup is not None and not processor.square:
             raise ValueError("close-up: expected a processor whose pictures are squares of one size")
         self.detector, self.processor, self.batch, self.closeup = detector.eval(), processor, batch, closeup
-        self.judge = untied(self.detector)  # says whether the source is there
-        self.words = words_alone(self.detector)  # what several pictures say only once
 
     @torch.no_grad()
     def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
@@ -136,29 +132,28 @@ class Attributor:
         ready = [self._ready(picture, box) for picture, box in pictures]
         asked = [self._asked(one, prompt) for one in ready]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
-        said = [self._ranked(self.detector, one, index) for one in asked]
-        looks = self._looks(ready, said, index)
-        said = _raised(said, looks)
-        repeated = len(asked) > 1 and prompt is not None and self.words is not None
-        words = [self._ranked(self.words, one, index) for one in asked] if repeated else None
-        chances, sure = self._chances(asked, said, looks, words, index, prior)
+        found = [self._read(one, index) for one in asked]
+        looks = self._looks(ready, [one.ranked for one in found], index)
+        said, judged = (_raised(answers, looks) for answers in zip(*((one.ranked, one.judged) for one in found)))
+        repeated = len(asked) > 1 and prompt is not None and all(one.words for one in found)
+        words = [one.words for one in found] if repeated else None
+        chances, sure = self._chances(judged, said, words, prior)
         seen = [picture for _, batch, _ in index.batches for picture in batch]
         answers = [replace(one, box=tuple(picture.back([one.box])[0].tolist()))
                    for one, picture in zip(together(said, words=words), seen, strict=True)]
         order = sorted(range(len(answers)), key=lambda i: (-answers[i].score, answers[i].image_id))[:top_k]
         return Answer(tuple(answers[i] for i in order), len(index), index.skipped, sure, tuple(chances[i] for i in order if chances))
 
-    def _chances(self, asked: Sequence[Prompt], said: Sequence[Sequence[Attribution]], looks: Looks,
-                 words: Sequence[Sequence[Attribution]] | None, index: Index, prior: float) -> tuple[list[float], float | None]:
+    def _chances(self, judged: Sequence[Sequence[Attribution]], said: Sequence[Sequence[Attribution]],
+                 words: Sequence[Sequence[Attribution]] | None, prior: float) -> tuple[list[float], float | None]:
         """Of each picture of the index to be the source, and of any; none where the detector was not asked what its scores say, or
         nothing was ranked."""
         calibration = self.detector.config.calibration if self.closeup is None else self.closeup.calibration
-        if not calibration or not len(index):
+        if not calibration or not said[0]:
             return [], None
-        own = said if self.judge is self.detector else _raised([self._ranked(self.judge, one, index) for one in asked], looks)
-        scores, ranked = _scores(own), _scores(said)
+        scores, ranked = _scores(judged), _scores(said)
         if words is not None:
-            ranked = once(ranked, _scores(words), len(asked))
+            ranked = once(ranked, _scores(words), len(said))
         each, sure = Pool()(Chances(*calibration)(scores, ranked), prior)
         return each.tolist(), sure
 
@@ -168,10 +163,10 @@ class Attributor:
         look, seen = SecondLook(self.closeup), [picture.image for _, batch, _ in index.batches for picture in batch]
         return [look(one.image, one.boxes[0], answers, seen) for one, answers in zip(ready, said)]
 
-    def _ranked(self, detector, asked: Prompt, index: Index) -> list[Attribution]:
+    def _read(self, asked: Prompt, index: Index) -> Readings:
         """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
-        variants = (detector.config.adapters,)
-        return [one for names, _, features in index.batches for one in rank_variants(detector, asked, features, names, variants)[0]]
+        parts = [read(self.detector, asked, features, names, (self.detector.config.adapters,))[0] for names, _, features in index.batches]
+        return Readings.joined(parts)
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)

@@ -33,6 +33,10 @@ class DetectorMethod:
         return dict(zip(("ARD-", "ARD"), self._rank(self.prompt(query), gallery, (False, True))))
 
     def _rank(self, prompt: Prompt, gallery: Gallery, variants: tuple[bool, ...]) -> list[list[Attribution]]:
+        return rank_variants(self.model, prompt, self._features(gallery), [image.image_id for image in gallery], variants)
+
+    def _features(self, gallery: Gallery) -> Tensor:
+        """Of its images, in order; kept until another gallery is asked."""
         if gallery is not self._gallery[0]:
             self._gallery = gallery, self.cache(np.stack([gallery.pixels(image) for image in gallery]))
-        return rank_variants(self.model, prompt, self._gallery[1], [image.image_id for image in gallery], variants)
+        return self._gallery[1]

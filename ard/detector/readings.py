@@ -1,0 +1,101 @@
+"""One pass of a detector, read in three ways: which image it is, whether it is there at all, and what the words say by themselves.
+
+A tied detector, the one that it is a copy of (`ard.detector.reading`) and its words differ in the last step alone, by which regions and
+tokens become scores; all before it, which takes nearly all the time, is shared here. Not in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from ard.detector.joint import JointDetector, Match
+from ard.detector.method import DetectorMethod
+from ard.detector.model import AttributionGroundingDinoForObjectDetection
+from ard.detector.pooling import pooled, rank_variants
+from ard.detector.prompts import EXEMPLAR, Prompt
+from ard.detector.score import BATCH, Features, phrase_scores
+from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
+from ard.records import Attribution, Gallery, Query
+
+JUDGED, WORDS = ", judged", ", words"  # what the rows of other readings are called after that of ARD
+
+
+@dataclass
+class Readings:
+    """What N images answer, in their order, by each reading."""
+
+    ranked: list[Attribution] = field(default_factory=list)  # which image it is (`rank_variants`)
+    judged: list[Attribution] = field(default_factory=list)  # whether it is there: exemplars by their own tokens, as of `untied`
+    # what the words say of an image, whichever picture of a thing is asked about; several pictures say it only once (`ard.together`)
+    words: list[Attribution] = field(default_factory=list)
+
+    def named(self, name: str) -> dict[str, list[Attribution]]:
+        """By `name`, and by it with `JUDGED` and, where there are any, `WORDS`."""
+        found = {name: self.ranked, name + JUDGED: self.judged, name + WORDS: self.words}
+        return {row: answers for row, answers in found.items() if answers or not self.ranked}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Readings]) -> Readings:
+        """Those of several galleries, one after the other."""
+        return cls(*([one for part in parts for one in getattr(part, name.name)] for name in fields(cls)))
+
+
+@torch.no_grad()
+def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequence[str], variants: Sequence[bool]) -> list[Readings]:
+    """The arguments of `rank_variants` -> the readings of each variant. A detector that is not tied has one: it judges as it ranks, and
+    its words, which are not kept apart, are no list of answers but empty. Raises as `rank_variants`."""
+    if not isinstance(model, TiedGroundingDinoForObjectDetection):
+        return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, image_ids, variants)]
+    model.eval()
+    found = [Readings() for _ in variants]
+    for start in range(0, len(gallery), BATCH):
+        part, names = gallery[start : start + BATCH], image_ids[start : start + BATCH]
+        asked = query.expand(len(part))
+        match = AttributionGroundingDinoForObjectDetection.match(model, part, asked, adapted=False)  # as it was trained
+        tokens, likeness = tied(match.tokens, asked), model.config.likeness_weight * match.likeness
+        for one, adapted in zip(found, variants):
+            own, words = (model.score_head(match.regions, of, match.present, adapted) for of in (match.tokens, tokens))
+            one.judged += _strongest(model, asked, own + match.likeness, match, names)
+            one.ranked += _answers(model, asked, words, likeness, match, names)
+            one.words += _answers(model, asked, words, 0 * likeness, match, names)
+    return found
+
+
+def _answers(model: TiedGroundingDinoForObjectDetection, asked: Prompt, words: torch.Tensor, likeness: torch.Tensor, match: Match,
+             names: Sequence[str]) -> list[Attribution]:
+    """From all regions, where the detector pools them, or from the strongest."""
+    if not model.config.pooling:
+        return _strongest(model, asked, words + likeness, match, names)
+    exemplar = asked.kind[0] == EXEMPLAR
+    if exemplar.sum() != 1:
+        raise ValueError(f"pooling: expected a query of one exemplar, found {int(exemplar.sum())}")
+    said = (logits[..., exemplar][..., 0].float() for logits in (words, likeness))
+    return _listed(names, *pooled(*said, match.boxes, model.config.pooling))
+
+
+def _strongest(model: JointDetector, asked: Prompt, logits: torch.Tensor, match: Match, names: Sequence[str]) -> list[Attribution]:
+    scores, best = phrase_scores(logits.float(), asked, model.config.score_rule)[..., 0].max(-1)
+    return _listed(names, scores, match.boxes[torch.arange(len(best)), best])
+
+
+def _listed(names: Sequence[str], scores: torch.Tensor, boxes: torch.Tensor) -> list[Attribution]:
+    return [Attribution(name, tuple(box), score) for name, box, score in zip(names, boxes.tolist(), scores.tolist(), strict=True)]
+
+
+class ReadDetector(DetectorMethod):
+    """`DetectorMethod` that tells all readings of ARD."""
+
+    def read(self, query: Query, gallery: Gallery, name: str = "ARD") -> dict[str, list[Attribution]]:
+        """The rows of `Readings.named`, without F and F~ where the model's adapters are not set."""
+        return self._read(query, gallery, (self.model.config.adapters,))[0].named(name)
+
+    def read_both(self, query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
+        """Those of "ARD-" and of "ARD", from one forward pass."""
+        plain, adapted = self._read(query, gallery, (False, True))
+        return plain.named("ARD-") | adapted.named("ARD")
+
+    def _read(self, query: Query, gallery: Gallery, variants: Sequence[bool]) -> list[Readings]:
+        return read(self.model, self.prompt(query), self._features(gallery), [image.image_id for image in gallery], variants)
