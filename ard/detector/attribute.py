@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from ard.chances import Chances
 from ard.detector.closeup import CloseUp, SecondLook, raised
+from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.readings import Readings, read
 from ard.images import ImageError, Source
 from ard.records import Attribution
+from ard.threads import side_by_side
 from ard.together import Pool, once, together
 
 # for each picture asked about, the (N,) logits that a second look adds to the answers of N images; None: there is none
@@ -165,8 +167,12 @@ class Attributor:
 
     def _read(self, asked: Prompt, index: Index) -> Readings:
         """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
-        parts = [read(self.detector, asked, features, names, (self.detector.config.adapters,))[0] for names, _, features in index.batches]
-        return Readings.joined(parts)
+        def of(batch) -> Readings:
+            names, _, features = batch
+            return read(self.detector, asked, features, names, (self.detector.config.adapters,))[0]
+
+        small = isinstance(self.detector, AttributionGroundingDinoForObjectDetection)
+        return Readings.joined(side_by_side(of, index.batches) if small else [of(batch) for batch in index.batches])
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)

@@ -14,11 +14,12 @@ import torch
 from ard.detector.joint import JointDetector, Match
 from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.pooling import pooled, rank_variants
-from ard.detector.prompts import EXEMPLAR, Prompt
-from ard.detector.score import BATCH, Features, phrase_scores
+from ard.detector.pooling import batches, pooled, rank_variants, the_exemplar
+from ard.detector.prompts import Prompt
+from ard.detector.score import Features, phrase_scores
 from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
 from ard.records import Attribution, Gallery, Query
+from ard.threads import side_by_side
 
 JUDGED, WORDS = ", judged", ", words"  # what the rows of other readings are called after that of ARD
 
@@ -50,17 +51,20 @@ def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequ
     if not isinstance(model, TiedGroundingDinoForObjectDetection):
         return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, image_ids, variants)]
     model.eval()
-    found = [Readings() for _ in variants]
-    for start in range(0, len(gallery), BATCH):
-        part, names = gallery[start : start + BATCH], image_ids[start : start + BATCH]
-        asked = query.expand(len(part))
-        match = AttributionGroundingDinoForObjectDetection.match(model, part, asked, adapted=False)  # as it was trained
-        tokens, likeness = tied(match.tokens, asked), model.config.likeness_weight * match.likeness
-        for one, adapted in zip(found, variants):
-            own, words = (model.score_head(match.regions, of, match.present, adapted) for of in (match.tokens, tokens))
-            one.judged += _strongest(model, asked, own + match.likeness, match, names)
-            one.ranked += _answers(model, asked, words, likeness, match, names)
-            one.words += _answers(model, asked, words, 0 * likeness, match, names)
+    parts = side_by_side(lambda rows: _read(model, query, gallery[rows], image_ids[rows], variants), batches(len(gallery)))
+    return [Readings.joined([part[i] for part in parts]) for i in range(len(variants))]
+
+
+def _read(model: TiedGroundingDinoForObjectDetection, query: Prompt, gallery: Features, names: Sequence[str],
+          variants: Sequence[bool]) -> list[Readings]:
+    asked = query.expand(len(gallery))
+    match = AttributionGroundingDinoForObjectDetection.match(model, gallery, asked, adapted=False)  # as it was trained
+    tokens, likeness, found = tied(match.tokens, asked), model.config.likeness_weight * match.likeness, []
+    for adapted in variants:
+        own, words = (model.score_head(match.regions, of, match.present, adapted) for of in (match.tokens, tokens))
+        found.append(Readings(_answers(model, asked, words, likeness, match, names),
+                              _strongest(model, asked, own + match.likeness, match, names),
+                              _answers(model, asked, words, 0 * likeness, match, names)))
     return found
 
 
@@ -69,9 +73,7 @@ def _answers(model: TiedGroundingDinoForObjectDetection, asked: Prompt, words: t
     """From all regions, where the detector pools them, or from the strongest."""
     if not model.config.pooling:
         return _strongest(model, asked, words + likeness, match, names)
-    exemplar = asked.kind[0] == EXEMPLAR
-    if exemplar.sum() != 1:
-        raise ValueError(f"pooling: expected a query of one exemplar, found {int(exemplar.sum())}")
+    exemplar = the_exemplar(asked)
     said = (logits[..., exemplar][..., 0].float() for logits in (words, likeness))
     return _listed(names, *pooled(*said, match.boxes, model.config.pooling))
 
