@@ -18,6 +18,7 @@ from ard.baselines.kit import Kit
 from ard.chances import Chances
 from ard.detector import readings
 from ard.detector.closeup import CloseUp
+from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.evaluation import Answers, Ask, collect_all
 from ard.intervals import bootstrap_mean, paired_difference
@@ -36,7 +37,7 @@ JUDGED, WORDS = "ARD" + readings.JUDGED, "ARD" + readings.WORDS  # ARD as it is 
 def one_by_one(kit: Kit, detector: AttributionGroundingDinoForObjectDetection, rivals: Mapping[str, Ask], folder: str | Path) -> Answers:
     """Answers of rivals, and of ARD as it ranks and as it is read otherwise (`JUDGED`, `WORDS`), to each query of the kit's split by
     itself; kept in `folder`, so a killed run goes on."""
-    asks = {**rivals, "ARD": readings.ReadDetector(detector, kit.features).read}
+    asks = {**rivals, "ARD": DetectorMethod(detector, kit.features).read}
     return collect_all(asks, kit.dataset.samples[kit.split], kit.dataset, kit.split, folder)
 
 

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from ard.abstention import gallery_scores
 from ard.chances import Chances, fit_chances
+from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.readings import JUDGED, ReadDetector
+from ard.detector.readings import JUDGED
 from ard.validation import Validation
 
 
@@ -19,7 +20,7 @@ def calibrate(model: AttributionGroundingDinoForObjectDetection, validation: Val
     to how exemplars were taught (`ard.detector.reading`), where these are two. Kept in `model.config.calibration`, which answers
     to users and Table 2's abstention are read by."""
     dataset, split = validation.dataset, validation.split
-    detector, gallery = ReadDetector(model, validation.cache), dataset.open_gallery(split)
+    detector, gallery = DetectorMethod(model, validation.cache), dataset.open_gallery(split)
     read = {s.sample_id: detector.read(dataset.query(s), gallery) for s in tqdm(validation.samples, desc="calibration", mininterval=5)}
     (ranked, source), (scores, _) = (
         gallery_scores({name: of[row] for name, of in read.items()}, dataset, split) for row in ("ARD", "ARD" + JUDGED))

@@ -56,7 +56,7 @@ def test_a_kept_gallery_is_not_looked_at_again(small):
 def test_the_command_prints_every_row():
     result = CliRunner().invoke(bench.app, ["detector"])
     assert result.exit_code == 0, result.output
-    for row in ("image", "match", "a pair, both sides kept", "a training step, both sides kept", "bit by bit"):
+    for row in ("image", "match", "a pair, both sides kept", "a training step, both sides kept", "bit by bit", "1,000 kept pictures ranked"):
         assert row in result.output
     assert CliRunner().invoke(bench.app, ["detector", "--size", "huge"]).exit_code == 2
     assert CliRunner().invoke(bench.app, ["detector", "--fused-layers", "1"]).exit_code == 2

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -107,16 +108,17 @@ class CloseUp:
         folder = Path(folder)
         try:
             told = read_json(folder / SETTINGS)
-            point = read_json(folder / OPERATING_POINT) if (folder / OPERATING_POINT).is_file() else {"weight": 1.0, "calibration": []}
+            point = read_json(folder / OPERATING_POINT) if (folder / OPERATING_POINT).is_file() else None
             weights = load((folder / WEIGHTS).read_bytes())
             numbers = {name: float(told.pop(name)) for name in ("slope", "offset")}
-            settings, weight, calibration = CloseUpSettings(**told), float(point["weight"]), tuple(point["calibration"])
+            settings = CloseUpSettings(**told)
+            beside = {} if point is None else {"weight": float(point["weight"]), "calibration": tuple(point["calibration"])}
             project, centre = weights["project"].float(), weights["centre"].float()
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FileError(f"{folder}: no close-up's folder ({error})") from None
         if project.shape != (REGION, settings.width) or centre.shape != (settings.width,):
             raise FileError(f"{folder}: expected a map of {REGION} to {settings.width} numbers, found {tuple(project.shape)}")
-        return cls(project, centre, **numbers, settings=settings, weight=weight, calibration=calibration)
+        return cls(project, centre, **numbers, settings=settings, **beside)
 
 
 def region_closeups(pictures: np.ndarray, boxes, margin: float) -> Tensor:

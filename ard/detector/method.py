@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ard.detector.features import FeatureCache, region_vectors
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.pooling import rank_variants
 from ard.detector.prompts import Phrase, Prompt, build_prompt
+from ard.detector.readings import Readings, read
 from ard.records import Attribution, Gallery, Query
 
 
@@ -26,14 +26,23 @@ class DetectorMethod:
 
     def rank(self, query: Query, gallery: Gallery) -> list[Attribution]:
         """One attribution per gallery image, by ARD when the model's adapters are set, else by ARD-."""
-        return self._rank(self.prompt(query), gallery, (self.model.config.adapters,))[0]
+        return self._read(query, gallery, (self.model.config.adapters,))[0].ranked
 
     def rank_both(self, query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
         """{"ARD-": ..., "ARD": ...} from one forward pass."""
-        return dict(zip(("ARD-", "ARD"), self._rank(self.prompt(query), gallery, (False, True))))
+        return {name: found.ranked for name, found in zip(("ARD-", "ARD"), self._read(query, gallery, (False, True)))}
 
-    def _rank(self, prompt: Prompt, gallery: Gallery, variants: tuple[bool, ...]) -> list[list[Attribution]]:
-        return rank_variants(self.model, prompt, self._features(gallery), [image.image_id for image in gallery], variants)
+    def read(self, query: Query, gallery: Gallery, name: str = "ARD") -> dict[str, list[Attribution]]:
+        """All that `rank` was read from: the rows of `Readings.named`."""
+        return self._read(query, gallery, (self.model.config.adapters,))[0].named(name)
+
+    def read_both(self, query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
+        """The same for "ARD-" and "ARD"."""
+        plain, adapted = self._read(query, gallery, (False, True))
+        return plain.named("ARD-") | adapted.named("ARD")
+
+    def _read(self, query: Query, gallery: Gallery, variants: tuple[bool, ...]) -> list[Readings]:
+        return read(self.model, self.prompt(query), self._features(gallery), [image.image_id for image in gallery], variants)
 
     def _features(self, gallery: Gallery) -> Tensor:
         """Of its images, in order; kept until another gallery is asked."""

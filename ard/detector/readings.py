@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from ard.detector.joint import JointDetector, Match
-from ard.detector.method import DetectorMethod
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.pooling import batches, pooled, rank_variants, the_exemplar
-from ard.detector.prompts import Prompt
-from ard.detector.score import Features, phrase_scores
+from ard.detector.pooling import pooled
+from ard.detector.prompts import EXEMPLAR, Prompt
+from ard.detector.score import BATCH, Features, phrase_scores, rank_variants
 from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
-from ard.records import Attribution, Gallery, Query
+from ard.records import Attribution
 from ard.threads import side_by_side
 
 JUDGED, WORDS = ", judged", ", words"  # what the rows of other readings are called after that of ARD
@@ -28,7 +27,7 @@ JUDGED, WORDS = ", judged", ", words"  # what the rows of other readings are cal
 class Readings:
     """What N images answer, in their order, by each reading."""
 
-    ranked: list[Attribution] = field(default_factory=list)  # which image it is (`rank_variants`)
+    ranked: list[Attribution] = field(default_factory=list)  # which image it is
     judged: list[Attribution] = field(default_factory=list)  # whether it is there: exemplars by their own tokens, as of `untied`
     # what the words say of an image, whichever picture of a thing is asked about; several pictures say it only once (`ard.together`)
     words: list[Attribution] = field(default_factory=list)
@@ -45,14 +44,26 @@ class Readings:
 
 
 @torch.no_grad()
-def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequence[str], variants: Sequence[bool]) -> list[Readings]:
-    """The arguments of `rank_variants` -> the readings of each variant. A detector that is not tied has one: it judges as it ranks, and
-    its words, which are not kept apart, are no list of answers but empty. Raises as `rank_variants`."""
-    if not isinstance(model, TiedGroundingDinoForObjectDetection):
-        return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, image_ids, variants)]
+def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequence[str],
+         variants: Sequence[bool] = (False, True)) -> list[Readings]:
+    """One query (a prompt of one row and one phrase) against what `encode_image` gave of a gallery, in one forward pass: its readings
+    without F and F~ (ARD-) and with them (ARD). A small detector is asked parts of the gallery side by side.
+
+    A detector that is not tied has one reading: it judges as it ranks (`score.rank_variants`), and has no words apart. A tied one whose
+    configuration has a temperature for it (`pooling`) answers with all regions of an image, other ones with the strongest. ValueError:
+    it pools, and the query has no exemplar, or several.
+    """
+    if not isinstance(model, AttributionGroundingDinoForObjectDetection):
+        return _as_ranked(model, query, gallery, image_ids, variants)
+    one = _read if isinstance(model, TiedGroundingDinoForObjectDetection) else _as_ranked
+    rows = [slice(start, start + BATCH) for start in range(0, len(gallery), BATCH)]
     model.eval()
-    parts = side_by_side(lambda rows: _read(model, query, gallery[rows], image_ids[rows], variants), batches(len(gallery)))
+    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants), rows)
     return [Readings.joined([part[i] for part in parts]) for i in range(len(variants))]
+
+
+def _as_ranked(model: JointDetector, query: Prompt, gallery: Features, names: Sequence[str], variants: Sequence[bool]) -> list[Readings]:
+    return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, names, variants)]
 
 
 def _read(model: TiedGroundingDinoForObjectDetection, query: Prompt, gallery: Features, names: Sequence[str],
@@ -73,7 +84,9 @@ def _answers(model: TiedGroundingDinoForObjectDetection, asked: Prompt, words: t
     """From all regions, where the detector pools them, or from the strongest."""
     if not model.config.pooling:
         return _strongest(model, asked, words + likeness, match, names)
-    exemplar = the_exemplar(asked)
+    exemplar = asked.kind[0] == EXEMPLAR
+    if exemplar.sum() != 1:
+        raise ValueError(f"pooling: expected a query of one exemplar, found {int(exemplar.sum())}")
     said = (logits[..., exemplar][..., 0].float() for logits in (words, likeness))
     return _listed(names, *pooled(*said, match.boxes, model.config.pooling))
 
@@ -85,19 +98,3 @@ def _strongest(model: JointDetector, asked: Prompt, logits: torch.Tensor, match:
 
 def _listed(names: Sequence[str], scores: torch.Tensor, boxes: torch.Tensor) -> list[Attribution]:
     return [Attribution(name, tuple(box), score) for name, box, score in zip(names, boxes.tolist(), scores.tolist(), strict=True)]
-
-
-class ReadDetector(DetectorMethod):
-    """`DetectorMethod` that tells all readings of ARD."""
-
-    def read(self, query: Query, gallery: Gallery, name: str = "ARD") -> dict[str, list[Attribution]]:
-        """The rows of `Readings.named`, without F and F~ where the model's adapters are not set."""
-        return self._read(query, gallery, (self.model.config.adapters,))[0].named(name)
-
-    def read_both(self, query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
-        """Those of "ARD-" and of "ARD", from one forward pass."""
-        plain, adapted = self._read(query, gallery, (False, True))
-        return plain.named("ARD-") | adapted.named("ARD")
-
-    def _read(self, query: Query, gallery: Gallery, variants: Sequence[bool]) -> list[Readings]:
-        return read(self.model, self.prompt(query), self._features(gallery), [image.image_id for image in gallery], variants)

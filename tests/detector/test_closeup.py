@@ -165,6 +165,10 @@ def test_a_folder_that_holds_something_else_is_named(random_look, tmp_path):
     replace(random_look, settings=CloseUpSettings(width=9)).save(tmp_path)
     with pytest.raises(FileError, match="expected a map of 1008 to 9"):
         CloseUp.load(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileError, match=f"{tmp_path.name}: no close-up's folder"):
+        CloseUp.load(tmp_path)
 
 
 # ---- what it adds ----------------------------------------------------------------------------------------------------

@@ -7,11 +7,16 @@ from torchvision.ops import box_iou
 
 from ard.detector import score
 from ard.detector.model import load_detector, save_detector
-from ard.detector.pooling import pooled, rank_variants
+from ard.detector.pooling import pooled
 from ard.detector.prompts import EXEMPLAR, Phrase, build_prompt
+from ard.detector.readings import read
 from ard.detector.tied import TiedGroundingDinoForObjectDetection
 
 SOMEWHERE = torch.tensor([[10.0, 10, 30, 30], [11, 10, 31, 30], [10, 11, 30, 31], [12, 12, 16, 16], [40, 40, 60, 60]])
+
+
+def ranked(*asked):
+    return [found.ranked for found in read(*asked)]
 
 
 def by_hand(words, likeness, boxes, temperature):
@@ -88,13 +93,13 @@ def one_thread():
 
 def test_a_detector_that_does_not_pool_ranks_by_its_strongest_regions(with_likeness, asked, one_thread):
     for model in (with_likeness, TiedGroundingDinoForObjectDetection.of(with_likeness, 1.5)):
-        assert rank_variants(model, *asked) == score.rank_variants(model, *asked)
+        assert ranked(model, *asked) == score.rank_variants(model, *asked)
 
 
 def test_read_as_published_a_folder_that_says_so_does_not_pool(with_likeness, asked, one_thread, tmp_path):
     folder = save_detector(TiedGroundingDinoForObjectDetection.of(with_likeness, 1.5, pooling=2.0), tmp_path / "tied")
     published = load_detector(folder)
-    assert rank_variants(published, *asked) == score.rank_variants(published, *asked)
+    assert ranked(published, *asked) == score.rank_variants(published, *asked)
 
 
 def test_ranking_pools_words_and_weighed_likeness_with_and_without_f(with_likeness, asked):
@@ -102,7 +107,7 @@ def test_ranking_pools_words_and_weighed_likeness_with_and_without_f(with_likene
     query, pictures, names = asked
     with torch.no_grad():
         model.score_head.region.weight.mul_(1.2)
-        answers = rank_variants(model, *asked)
+        answers = ranked(model, *asked)
         for adapted, found in zip((False, True), answers):
             match = model.match(pictures, query.expand(6), adapted)
             logits, likeness = (part[..., query.kind[0] == EXEMPLAR][..., 0] for part in (match.logits, match.likeness))
@@ -116,4 +121,4 @@ def test_pooling_needs_one_exemplar(with_likeness, asked, phase_data):
     model = TiedGroundingDinoForObjectDetection.of(with_likeness, pooling=2.0)
     for phrases, count in (([Phrase("cat")], 0), ([Phrase("cat", phase_data.queries[0, 0].float())] * 2, 2)):
         with pytest.raises(ValueError, match=f"expected a query of one exemplar, found {count}"):
-            rank_variants(model, build_prompt([phrases]), *asked[1:])
+            ranked(model, build_prompt([phrases]), *asked[1:])

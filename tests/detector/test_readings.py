@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ard.detector.method import DetectorMethod
-from ard.detector.pooling import rank_variants
 from ard.detector.prompts import EXEMPLAR, Phrase, build_prompt
 from ard.detector.reading import untied
-from ard.detector.readings import JUDGED, WORDS, ReadDetector, Readings, read
+from ard.detector.readings import JUDGED, WORDS, Readings, read
+from ard.detector.score import rank_variants
 from ard.detector.tied import TiedGroundingDinoForObjectDetection
 from tests.toy_attribution import toy_dataset
 
@@ -30,8 +30,8 @@ def test_each_reading_is_what_a_detector_of_its_own_answers(with_likeness, phase
     model, (_, gallery) = tied(with_likeness, pooling), asked
     prompt = build_prompt([[Phrase(words, phase_data.queries[0, 0].float())]])
     found = read(model, prompt, gallery, NAMES, (False, True))
-    for name, one in (("ranked", model), ("judged", untied(model)), ("words", tied(with_likeness, pooling, likeness_weight=0.0))):
-        assert [getattr(of, name) for of in found] == rank_variants(one, prompt, gallery, NAMES), name
+    for name, one in (("judged", untied(model)), ("words", tied(with_likeness, pooling, likeness_weight=0.0))):
+        assert [getattr(of, name) for of in found] == [of.ranked for of in read(one, prompt, gallery, NAMES)], name
     assert found[0].ranked != found[1].ranked and found[1].ranked != found[1].judged and found[1].ranked != found[1].words
 
 
@@ -75,7 +75,7 @@ def test_a_method_tells_the_rows_of_every_reading(with_likeness, tmp_path):
     dataset, model = toy_dataset(tmp_path), tied(with_likeness, 2.0)
     model.set_adapters(True)
     gallery, query = dataset.open_gallery("test"), dataset.query(dataset.samples["test"][0])
-    one, both = ReadDetector(model).read(query, gallery), ReadDetector(model).read_both(query, gallery)
+    one, both = DetectorMethod(model).read(query, gallery), DetectorMethod(model).read_both(query, gallery)
     assert list(both) == ["ARD-", "ARD-" + JUDGED, "ARD-" + WORDS, "ARD", "ARD" + JUDGED, "ARD" + WORDS]
     assert one == {row: both[row] for row in one} and list(one) == list(both)[3:]
     assert {name: both[name] for name in ("ARD-", "ARD")} == DetectorMethod(model).rank_both(query, gallery)
