@@ -210,8 +210,8 @@ def test_what_the_words_say_counts_once_where_they_are_kept_apart(with_likeness,
     tied = TiedGroundingDinoForObjectDetection.of(with_likeness, likeness_weight=1.5, pooling=2.0)
     attributor = Attributor(tied, AttributionProcessor.mini(), batch=3)
     mine, index = [(gallery["cat"], BOX), (gallery["bear"], [2.0, 2.0, 50.0, 60.0])], attributor.index(gallery)
-    unlike = TiedGroundingDinoForObjectDetection.of(tied, likeness_weight=0.0, pooling=2.0)
-    words = Attributor(unlike, AttributionProcessor.mini(), batch=3)
+    no_likeness = TiedGroundingDinoForObjectDetection.of(tied, likeness_weight=0.0, pooling=2.0)
+    words = Attributor(no_likeness, AttributionProcessor.mini(), batch=3)
     said, told = ([list(a.attribute(*one, "cat", index).found) for one in mine] for a in (attributor, words))
     found = {a.image_id: a.score for a in attributor.attribute_together(mine, "cat", index).found}
     assert found == pytest.approx({a.image_id: a.score for a in together(said, words=told)}, rel=1e-4)
