@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ard import files
@@ -53,6 +53,7 @@ def test_read_json_names_the_file_and_reason(tmp_path):
         files.read_json(tmp_path / "torn.json")
 
 
+@settings(deadline=None)  # files are flushed to disk, which takes as long as others let it
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3), max_size=5))
 def test_jsonl_round_trip(rows):
     import tempfile
