@@ -8,15 +8,12 @@ import torch
 from ard.threads import side_by_side
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True)
+def two_threads(threads):
+    threads(2)
 
 
-def test_results_stand_in_the_order_of_the_parts_and_two_are_computed_at_a_time(two_threads):
+def test_results_stand_in_the_order_of_the_parts_and_two_are_computed_at_a_time():
     both = threading.Barrier(2)
 
     def doubled(part):
@@ -26,7 +23,7 @@ def test_results_stand_in_the_order_of_the_parts_and_two_are_computed_at_a_time(
     assert side_by_side(doubled, [3, 1, 2, 5]) == [6, 2, 4, 10] and side_by_side(doubled, []) == []
 
 
-def test_each_part_has_one_thread_and_no_gradients_and_the_caller_keeps_its_own(two_threads):
+def test_each_part_has_one_thread_and_no_gradients_and_the_caller_keeps_its_own():
     weight = torch.ones(2, requires_grad=True)
     found = side_by_side(lambda part: (torch.get_num_threads(), (weight * part).requires_grad), [1, 2, 3])
     assert found == [(1, False)] * 3
@@ -39,7 +36,7 @@ def test_each_part_has_one_thread_and_no_gradients_and_the_caller_keeps_its_own(
     assert later == [2], "what starts later computes as before"
 
 
-def test_what_a_part_raises_is_raised(two_threads):
+def test_what_a_part_raises_is_raised():
     with pytest.raises(ZeroDivisionError):
         side_by_side(lambda part: 1 / part, [1, 0])
     assert torch.get_num_threads() == 2

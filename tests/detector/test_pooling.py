@@ -82,21 +82,14 @@ def asked(phase_data):
     return query, phase_data.gallery[0, :6], [str(i) for i in range(6)]
 
 
-@pytest.fixture
-def one_thread():
-    """Parts of a gallery are computed by a thread each, in whose bits an operation shared by two would not come out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_a_detector_that_does_not_pool_ranks_by_its_strongest_regions(with_likeness, asked, one_thread):
+def test_a_detector_that_does_not_pool_ranks_by_its_strongest_regions(with_likeness, asked, threads):
+    threads(1)  # as each part of a gallery has: two in one operation sum in another order
     for model in (with_likeness, TiedGroundingDinoForObjectDetection.of(with_likeness, 1.5)):
         assert ranked(model, *asked) == score.rank_variants(model, *asked)
 
 
-def test_read_as_published_a_folder_that_says_so_does_not_pool(with_likeness, asked, one_thread, tmp_path):
+def test_read_as_published_a_folder_that_says_so_does_not_pool(with_likeness, asked, threads, tmp_path):
+    threads(1)
     folder = save_detector(TiedGroundingDinoForObjectDetection.of(with_likeness, 1.5, pooling=2.0), tmp_path / "tied")
     published = load_detector(folder)
     assert ranked(published, *asked) == score.rank_variants(published, *asked)
