@@ -29,20 +29,7 @@ rebuild: $(READY)
 	$(VENV)/bin/dvc commit --force
 
 ablations: $(READY)
-	$(VENV)/bin/python -m ard.run --estimate 20_ablations
-	$(VENV)/bin/python -m ard.run --estimate 21_diagnostics
-	$(VENV)/bin/python -m ard.run --estimate 22_abc
-	$(VENV)/bin/python -m ard.run --estimate 23_choices
-	$(VENV)/bin/python -m ard.run --estimate 24_backbones
-	$(VENV)/bin/python -m ard.run --estimate 25_tokens
-	$(VENV)/bin/python -m ard.run --estimate 26_unlearning
-	$(VENV)/bin/python -m ard.run --estimate 27_companions
-	$(VENV)/bin/python -m ard.run --estimate 28_scores
-	$(VENV)/bin/python -m ard.run --estimate 29_counterfactuals
-	$(VENV)/bin/python -m ard.run --estimate 40_behaviour
-	$(VENV)/bin/python -m ard.run --estimate 41_repair
-	$(VENV)/bin/python -m ard.run --estimate 42_recipes
-	$(VENV)/bin/python -m ard.run --estimate 43_together
+	$(VENV)/bin/python -m ard.run --estimate ablations/dvc.yaml
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
 
 lock:

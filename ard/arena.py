@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,11 @@ TOP = 10  # answers kept of the queries that pictures show
 FORMAT = 1  # of a record; another number asks all again
 FIRST = ("the source", "another of its class", "another class")  # what a method's best answer can be
 CLASS_FILTER = "class_filter"  # the part of the settings that all methods with proposals share
-# modules that put methods together: they decide which are asked, not what is answered
+# modules that put methods together and know them all: what they import is not followed; the kit's own code counts
+KIT = "ard/baselines/kit.py"
 JOINTS = tuple(f"ard/baselines/{name}.py" for name in ("kit", "registry", "methods"))
 # the code that opens a folder which an entry says it reads
-OPENED_BY = {"models/generator": "ard.generator.build", "models/open_set": "ard.evaluation", "deltas": "ard.deltas",
+OPENED_BY = {"models/generator": "ard.generator.build", "models/open_set": "ard.evaluation, ard.detector.operating", "deltas": "ard.deltas",
              "models/exemplar_prompted": "ard.detector.method", "world": "ard.world.world"}
 Answers = Mapping[str, Sequence[Attribution]]  # by sample_id
 
@@ -43,11 +45,11 @@ def fingerprint(entry: Entry, kit: Kit, samples: Sequence[Sample], shown: Sequen
     """Hash of all that decides a method's record: its code and what that reaches, settings, pictures, folders, queries."""
     opened = "\n".join(f"import {OPENED_BY[name]}" for name in entry.reads if name in OPENED_BY)
     source = Path(sys.modules[_home(entry)].__file__).read_text(encoding="utf-8")
-    code = [sha256_bytes(meaning(source).encode()), *_code_of(source, root), *_code_of(opened, root)]
+    code = [sha256_bytes(meaning(source).encode()), *_code_of(source, root), *_code_of(opened, root), _meaning_of(KIT, root)]
     inputs = {name: sha256_tree(kit.data / name) for name in entry.reads}
     if "models/open_set" in entry.reads and CLASS_FILTER in kit.settings:
         inputs[CLASS_FILTER] = kit.settings[CLASS_FILTER]
-    asked = [[s.sample_id, s.query_box, s.prompt, s.class_name] for s in samples]
+    asked = [asdict(s) for s in samples]
     parts = [FORMAT, entry.name, sorted(set(code)), kit.settings.get(family(entry)), inputs, kit.content, kit.split, asked,
              list(shown)]
     return sha256_bytes(json.dumps(parts, sort_keys=True).encode())[:16]
@@ -66,7 +68,11 @@ def _home(entry: Entry) -> str:
 
 def _code_of(source: str, root: str | Path) -> list[str]:
     files = [name for name in reached(source, root, JOINTS) if name not in {*PLUMBING, *JOINTS}]
-    return [f"{name} {sha256_bytes(meaning(Path(root, name).read_text(encoding='utf-8')).encode())}" for name in files]
+    return [_meaning_of(name, root) for name in files]
+
+
+def _meaning_of(name: str, root: str | Path) -> str:
+    return f"{name} {sha256_bytes(meaning(Path(root, name).read_text(encoding='utf-8')).encode())}"
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ard.baselines.registry import GIVEN
 from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import Outcome, is_gated
 from ard.records import Dataset, Sample
+from ard.report import columns
 
 # what the methods of notebook 08 are given
 EVALUATED = {"colour histogram": ("text", "box"), "image cosine": (), "crop cosine": ("text", "box"), "AbC": ("pairs",),
@@ -67,25 +68,22 @@ def behind(ours: Sequence[Outcome], theirs: Sequence[Outcome], gated: bool) -> d
     by = {o.facts.sample.sample_id: o for o in ours}
     same = [by[o.facts.sample.sample_id] for o in theirs]
     a, b = (metrics.values(side, gated)["recall_1"] for side in (same, theirs))
-    gap = paired_difference(a, b, [o.facts.sample.concept_id for o in theirs])
-    return {key: None if np.isnan(value) else round(value, 6) for key, value in
-            zip(("ard_minus", "ard_minus_low", "ard_minus_high"), (gap.mean, gap.low, gap.high))}
+    return columns("ard_minus", paired_difference(a, b, [o.facts.sample.concept_id for o in theirs]))
 
 
 def above_others(outcomes: Outcomes, against: Mapping[str, str]) -> list[dict]:
     """For each method how often the source stands above an image drawn at random from the others (.5: chance; a tie counts
-    against it), with its interval; `minus`: less that of the method it is held `against`, paired, where both were asked the
-    same."""
-    shares = {name: np.array([(o.facts.gallery_size - o.rank) / (o.facts.gallery_size - 1) for o in found])
+    against it), with its interval; `minus`: less that of the method it is held `against`, paired, where that one was asked all of
+    the same queries."""
+    shares = {name: {o.facts.sample.sample_id: (o.facts.gallery_size - o.rank) / (o.facts.gallery_size - 1) for o in found}
               for name, found in outcomes.items()}
-    columns, rows = ("above", "above_low", "above_high", "minus", "minus_low", "minus_high"), []
+    rows = []
     for name, found in outcomes.items():
-        concepts, other = [o.facts.sample.concept_id for o in found], against.get(name)
-        intervals = [bootstrap_mean(shares[name], concepts)]
-        if other in shares and [o.facts for o in outcomes[other]] == [o.facts for o in found]:
-            intervals.append(paired_difference(shares[name], shares[other], concepts))
-        values = [round(value, 6) for i in intervals for value in (i.mean, i.low, i.high)]
-        rows.append({"method": name, **dict.fromkeys(columns), **dict(zip(columns, values))})
+        concepts, mine, theirs = [o.facts.sample.concept_id for o in found], shares[name], shares.get(against.get(name, ""), {})
+        row = {"method": name, **columns("above", bootstrap_mean(list(mine.values()), concepts))}
+        pair = [list(mine.values()), [theirs[query] for query in mine]] if theirs.keys() >= mine.keys() else None
+        rows.append(row | (columns("minus", paired_difference(*map(np.array, pair), concepts)) if pair else
+                           dict.fromkeys(("minus", "minus_low", "minus_high"))))
     return rows
 
 

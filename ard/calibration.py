@@ -17,7 +17,7 @@ from ard.validation import Validation
 
 def calibrate(model: AttributionGroundingDinoForObjectDetection, validation: Validation) -> Chances:
     """The chances that fit validation queries best, asked with their source in the gallery and without: to what ranks the images, and
-    to how exemplars were taught (`ard.detector.reading`), where these are two. Kept in `model.config.calibration`, which answers
+    to how exemplars were taught (`ard.detector.tied`), where these are two. Kept in `model.config.calibration`, which answers
     to users and Table 2's abstention are read by."""
     dataset, split = validation.dataset, validation.split
     detector, gallery = DetectorMethod(model, validation.cache), dataset.open_gallery(split)

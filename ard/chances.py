@@ -1,7 +1,7 @@
 """From scores to chances: how likely is each image of a gallery the source, and how likely is the source none of them? (DESIGN 8)
 
 A conditional logit with an outside option (McFadden 1974): exactly one image is the source, or none is. Two readings of a
-detector have their say (`ard.detector.reading`), and how well the other images answer to the same query counts against each: some
+detector have their say (`ard.detector.tied`), and how well the other images answer to the same query counts against each: some
 queries find likenesses everywhere. Speaker verification norms its scores by a cohort of impostors (Auckenthaler et al. 2000); the
 cohort here is the gallery. Fitted to validation queries (`ard.calibration.calibrate`), kept in a detector's configuration, measured
 by `ard.abstention` and `ard.sureness`. Not in the paper.

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ard.couples import couple_scene
-from ard.files import atomic_write_bytes
-from ard.records import Dataset, GalleryImage, GroundTruth, Sample
+from ard.couples import couple_scene, gallery_image
+from ard.records import Dataset, GalleryImage, Sample
 from ard.rendered import individual_of
 from ard.world import Scene, World
-from ard.world.collection import png_bytes
 from ard.world.individuals import Individual
-from ard.world.world import SIZE
 
 VISIBLE = 0.35  # the least share of a source that its companion may leave to be seen, as in all scenes
 ATTEMPTS = 50
@@ -91,9 +88,5 @@ def _couple_image(sample: Sample, world: World, root: Path, seed: list[int]) -> 
             scene = couple_scene(world, (person, companion(world, person, sample.split, rng)), [*seed, attempt])
         except ValueError:
             continue
-        file = (root / f"{sample.concept_id}.png").resolve()  # not below the dataset, hence absolute
-        atomic_write_bytes(file, png_bytes(scene.image))
-        objects = tuple(GroundTruth(o.class_name, o.individual.individual_id, o.individual.drawing, o.individual.designer, o.box)
-                        for o in scene.objects)
-        return GalleryImage(str(file), sample.concept_id, objects, SIZE, SIZE)
+        return gallery_image(scene, root / f"{sample.concept_id}.png")
     raise ValueError(f"{person.individual_id} has no room in one picture with another of its class")

@@ -6,11 +6,9 @@ wholes (`ard.fine_tune`), and which of them a generated region comes of shows on
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -19,7 +17,6 @@ from scipy.sparse.linalg import spsolve
 
 from ard.customize import item_seed
 from ard.deltas import Delta, apply_delta, remove_delta
-from ard.files import atomic_write_bytes
 from ard.generate import GenerateConfig, sample_images
 from ard.records import Box, Sample
 from ard.templates import COCO_TEMPLATES, context_medium, fill
@@ -136,13 +133,3 @@ def change(pictures: np.ndarray, box: Box) -> np.ndarray:
     inside = covered(box, *pictures.shape[1:3])
     values = pictures[:, inside].astype(np.float64) / 255
     return np.sqrt(((values[1:] - values[:1]) ** 2).mean((1, 2)))
-
-
-def once(file: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array that `make` gives, from `file` where a killed run has left it."""
-    if not file.exists():
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, made=make())
-        atomic_write_bytes(file, buffer.getvalue())
-    with np.load(file) as kept:
-        return kept["made"]

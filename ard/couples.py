@@ -76,11 +76,17 @@ def draw_couples(world: World, config: CollectionConfig, known: Collection[str],
             except ValueError:
                 continue
             name = f"{np.random.default_rng([7, *seed]).integers(16**10):010x}"
-            atomic_write_bytes(Path(root) / files / f"{name}.png", png_bytes(scene.image))
-            objects = tuple(GroundTruth(class_name=class_name, box=o.box, individual_id=o.individual.individual_id,
-                                        drawing=o.individual.drawing, designer=o.individual.designer) for o in scene.objects)
-            drawn.append(GalleryImage(f"{files}/{name}.png", name, objects, SIZE, SIZE))
+            drawn.append(gallery_image(scene, Path(root) / files / f"{name}.png", f"{files}/{name}.png"))
     return tuple(drawn)
+
+
+def gallery_image(scene: Scene, path: Path, file: str = "") -> GalleryImage:
+    """A scene as a gallery image with its individuals as true objects; the picture is written to `path`. file: what it is called,
+    if not by its absolute path."""
+    atomic_write_bytes(path, png_bytes(scene.image))
+    objects = tuple(GroundTruth(o.class_name, o.individual.individual_id, o.individual.drawing, o.individual.designer, o.box)
+                    for o in scene.objects)
+    return GalleryImage(file or str(path.resolve()), path.stem, objects, SIZE, SIZE)
 
 
 def couple_exemplars(images: Sequence[GalleryImage], root: str | Path, detect: Detect, segment, config: ExemplarConfig,

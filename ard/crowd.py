@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ard.files import atomic_write_bytes
-from ard.records import Dataset, GalleryImage, GroundTruth
+from ard.couples import gallery_image
+from ard.records import Dataset
 from ard.release import individuals
 from ard.rendered import individual_of
 from ard.world import World
-from ard.world.collection import exemplar_scene, grey_distance, grey_thumbnail, png_bytes
+from ard.world.collection import exemplar_scene, grey_distance, grey_thumbnail
 from ard.world.individuals import Individual
-from ard.world.world import SIZE
 
 ATTEMPTS = 4000  # individuals drawn of a class, of whom most are too much like another
 
@@ -37,7 +36,8 @@ def crowded(dataset: Dataset, world: World, split: str, root: str | Path, more: 
         there = list(dict.fromkeys(individual_of(s) for s in dataset.samples[split] if s.class_name == name))
         rng = np.random.default_rng([seed, 6, *name.encode()])
         for person in newcomers(world, name, split, there, known, more, min_grey_distance, rng):
-            images.append(_photo(person, world, Path(root), [seed, 6, len(images)]))
+            number = len(images)
+            images.append(gallery_image(exemplar_scene(world, person, [seed, 6, number]), Path(root) / f"crowd-{number:03}.png"))
     return replace(dataset, gallery={**dataset.gallery, split: (*dataset.gallery[split], *images)})
 
 
@@ -56,12 +56,3 @@ def newcomers(world: World, class_name: str, split: str, there: list[Individual]
             people.append(person)
             looks.append(look)
     raise ValueError(f"crowd: found {len(people) - len(there)} of {more} more {class_name} individuals for split {split!r}")
-
-
-def _photo(person: Individual, world: World, root: Path, seed: list[int]) -> GalleryImage:
-    scene, name = exemplar_scene(world, person, seed), f"crowd-{seed[-1]:03}"
-    file = (root / f"{name}.png").resolve()  # not below the dataset, hence absolute
-    atomic_write_bytes(file, png_bytes(scene.image))
-    objects = tuple(GroundTruth(o.class_name, o.individual.individual_id, o.individual.drawing, o.individual.designer, o.box)
-                    for o in scene.objects)
-    return GalleryImage(str(file), name, objects, SIZE, SIZE)

@@ -201,7 +201,7 @@ class _Task:
                 clip_each(parameters, self.config.clip, len(self.lessons))
                 optimizer.step()
                 history.append(losses.tolist())
-        if not np.isfinite(history).all():
+        if not np.isfinite(history).all() or not all(p.isfinite().all() for p in parameters):
             raise ValueError(f"customisation diverged: loss {history[-1]} at rate {lr}; lower the learning rate")
         return history
 

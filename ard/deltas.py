@@ -112,6 +112,7 @@ def apply_delta(pipe, delta: Delta | str | Path):
         raise DeltaError(f"{where}: made for another base model; {meta['modules']!r} at rank {meta['rank']} does not fit")
     undo_tokens = _install_tokens(pipe, meta["tokens"], delta.rows)
     values, kept = split(delta.vector, parts), []
+    setattr(pipe, UNDO, (undo_tokens, kept))  # first, so that what fails half way can be taken off
     with torch.no_grad():
         for name in dict.fromkeys(re.sub(r"\.(down|core|up)$", ".weight", name) for name in values):
             weight = _parameter(pipe, name)
@@ -120,7 +121,6 @@ def apply_delta(pipe, delta: Delta | str | Path):
             change = values[name] if factors[0] is None else merged(*factors)
             kept.append((weight, weight.detach().clone()))
             weight += change.to(weight.device, weight.dtype).view_as(weight)
-    setattr(pipe, UNDO, (undo_tokens, kept))
     return pipe
 
 

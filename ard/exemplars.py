@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ard.files import atomic_write_bytes, write_jsonl
-from ard.records import RecordError, read_image
+from ard.files import atomic_write_bytes, read_jsonl, write_jsonl
+from ard.records import RecordError, from_row, read_image
 
 Detect = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray]]  # image, class -> boxes (n, 4) xyxy px, scores (n,)
 Box = tuple[float, float, float, float]
@@ -89,9 +89,9 @@ def build_exemplar(pair: Pair, root: Path, out: str, detect: Detect, segment: Ca
 
     try:
         image = read_image(root / pair.file)
-    except RecordError as error:
+        found = best_box(*detect(image, pair.class_name))
+    except ValueError as error:  # it cannot be read, or the detector takes no picture of this size
         return discard("bad image", str(error))
-    found = best_box(*detect(image, pair.class_name))
     if found is None:
         return discard("not found")
     box, score = found
@@ -156,16 +156,14 @@ def save_exemplars(kept: Iterable[Exemplar], discards: Iterable[Discard], folder
 
 
 def load_exemplars(path: str | Path) -> tuple[tuple[Exemplar, ...], list[str]]:
-    """Exemplars of a JSONL file, and one message `file:line: reason` for each line that was left out."""
-    from ard.files import read_jsonl
-
+    """Exemplars of a JSONL file, and a message for each line that was left out."""
     rows, bad = read_jsonl(path)
     good = []
     for row in rows:
         try:
-            good.append(Exemplar(**{**row, "box": tuple(float(v) for v in row["box"])}))
-        except (TypeError, KeyError, ValueError) as error:
-            bad.append(f"{path}: {row.get('exemplar_id', 'row without exemplar_id')}: not an exemplar ({error})")
+            good.append(from_row(Exemplar, row, f"{path}: {row.get('exemplar_id', 'row without exemplar_id')}"))
+        except RecordError as error:
+            bad.append(str(error))
     return tuple(good), bad
 
 

@@ -22,9 +22,8 @@ from ard.identity import IdentityEncoder, nearest_individual
 from ard.probes import Probes
 from ard.records import read_image
 from ard.templates import context_medium
-from ard.world import Individual, World
+from ard.world import GREY_MEDIA, Individual, World
 
-GREY_MEDIA = ("charcoal sketch", "pencil drawing")
 VERDICTS = ("individual", "class", "context", "medium")
 
 
@@ -47,21 +46,13 @@ class Judges:
         return float(a @ b)
 
 
-def individual_of(world: World, individual_id: str) -> Individual:
-    """The individual that an id names. Raises KeyError for an unknown drawing."""
-    drawing, *traits = individual_id.split("+")
-    known = {d.drawing: d for d in world.drawings}
-    if drawing not in known or len(traits) != 3:
-        raise KeyError(f"no individual {individual_id!r} in this world")
-    return Individual(known[drawing].class_name, drawing, known[drawing].designer, *traits)
-
-
-def pool_of(world: World, exemplar: Exemplar, exemplars: Sequence[Exemplar], size: int) -> list[Individual]:
+def pool_of(exemplar: Exemplar, exemplars: Sequence[Exemplar], size: int) -> list[Individual]:
     """The individual of `exemplar` and up to size - 1 others of its class, those of its own split first."""
     own, split = exemplar.facts["individual_id"], exemplar.facts["split"]
     others = [e for e in exemplars if e.class_name == exemplar.class_name and e.facts["individual_id"] != own]
     others = sorted(others, key=lambda e: (e.facts["split"] != split, e.exemplar_id))[:size - 1]
-    return [individual_of(world, i) for i in (own, *(e.facts["individual_id"] for e in others))]
+    named = [(e, e.facts["individual_id"].split("+")) for e in (exemplar, *others)]
+    return [Individual(e.class_name, drawing, e.facts["designer"], *traits) for e, (drawing, *traits) in named]
 
 
 def judge(judges: Judges, drawn: Sequence[Drawn], images: Sequence[np.ndarray], exemplars: Sequence[Exemplar],
@@ -81,7 +72,7 @@ def judge(judges: Judges, drawn: Sequence[Drawn], images: Sequence[np.ndarray], 
         table[aspect] = named[aspect] == np.array(names)
     found = [n for n, d in enumerate(drawn) if d.box is not None]
     if found:
-        pools = [pool_of(judges.world, by_id[drawn[n].exemplar_id], exemplars, size) for n in found]
+        pools = [pool_of(by_id[drawn[n].exemplar_id], exemplars, size) for n in found]
         table.loc[found, "individual"] = nearest_individual(
             judges.encoder, judges.world, np.stack([images[n] for n in found]), np.array([drawn[n].box for n in found]),
             [pool[0] for pool in pools], pools, [settings[n] for n in found], seed)

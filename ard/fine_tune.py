@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ard.adapters import layout, layout_hash, learned_weights
 from ard.attention import plain_attention
+from ard.baselines.denoising import losses_at, text_states
 from ard.customize import MODULES, clip_each, encode
 from ard.deltas import Delta, rounded
 
@@ -52,7 +53,7 @@ def fine_tune(pipe, variants: np.ndarray, prompt: str, config: FineTuneConfig, s
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         latents = torch.stack([encode(pipe, pictures) for pictures in variants])  # (V, n, C, h, w)
-        states = _states(pipe, prompt)
+        states = text_states(pipe, prompt)
         with ExitStack() as stack:
             stack.enter_context(plain_attention(pipe.unet))
             weights, change = stack.enter_context(learned_weights(pipe, "lora", parts, starts))
@@ -68,9 +69,7 @@ def fine_tune(pipe, variants: np.ndarray, prompt: str, config: FineTuneConfig, s
 
 def _fit(pipe, weights: list, latents: Tensor, states: Tensor, config: FineTuneConfig, generator: torch.Generator) -> None:
     variants, pictures = latents.shape[:2]
-    total, kind = pipe.scheduler.config.num_train_timesteps, pipe.scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
+    total = pipe.scheduler.config.num_train_timesteps
     optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=1e-2, eps=1e-8)
     for step in tqdm(range(config.steps), desc="fine-tune", mininterval=5, leave=False):
         optimizer.param_groups[0]["lr"] = config.lr * (1 - (1 - config.lr_end) * step / config.steps)
@@ -80,19 +79,10 @@ def _fit(pipe, weights: list, latents: Tensor, states: Tensor, config: FineTuneC
         times = (stretch / config.batch * total).long().to(latents.device).repeat(variants)
         noise = torch.randn(config.batch, *latents.shape[2:], generator=generator).to(latents).repeat(variants, 1, 1, 1)
         clean = latents[:, shown].flatten(0, 1)
-        wanted = noise if kind == "epsilon" else pipe.scheduler.get_velocity(clean, noise, times)
-        made = pipe.unet(pipe.scheduler.add_noise(clean, noise, times), times, states.expand(len(clean), -1, -1)).sample
-        losses = (made.float() - wanted).pow(2).flatten(1).mean(1).view(variants, -1).mean(1)
+        losses = losses_at(pipe, clean, states, times, noise).view(variants, -1).mean(1)
         if not losses.isfinite().all():
             raise ValueError(f"fine-tuning diverged at step {step}: losses {losses.tolist()}; lower the rate {config.lr}")
         optimizer.zero_grad(set_to_none=True)
         losses.sum().backward()
         clip_each(weights, config.clip, variants)
         optimizer.step()
-
-
-@torch.no_grad()
-def _states(pipe, prompt: str) -> Tensor:
-    tokens = pipe.tokenizer([prompt], padding="max_length", truncation=True, return_tensors="pt",
-                            max_length=pipe.tokenizer.model_max_length)
-    return pipe.text_encoder(tokens.input_ids.to(pipe.unet.device))[0]

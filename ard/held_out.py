@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from ard import arena, arena_tables, report
-from ard.baselines import abc, cosine
-from ard.baselines.colour_histogram import colour_histogram_method
+from ard.baselines import abc
+from ard.baselines.colour_histogram import colour_histogram
+from ard.baselines.cosine import CropRanker, ImageRanker
 from ard.baselines.kit import Kit
 from ard.baselines.registry import entries
 from ard.detector.method import DetectorMethod
@@ -40,10 +41,10 @@ def evaluated(kit: Kit, threshold: float = 0.0, abc_epochs: int = 60, boxes_only
     methods that compare whole pictures.
     """
     proposals, encode = kit.proposals_at(threshold or load_threshold(kit.data / "models/open_set")), kit.efficientnet
-    methods = {"colour histogram": colour_histogram_method(proposals), "crop cosine": cosine.crop_cosine(encode, proposals)}
+    methods = {"colour histogram": CropRanker(colour_histogram, proposals), "crop cosine": CropRanker(encode, proposals)}
     if not boxes_only:
         mappers = train_abc(kit.dataset, encode, abc.AbCConfig(epochs=abc_epochs), kit.work / "abc.safetensors")
-        methods |= {"image cosine": cosine.image_cosine(encode), "AbC": abc.abc_method(mappers, encode)}
+        methods |= {"image cosine": ImageRanker(encode), "AbC": abc.abc_method(mappers, encode)}
     methods["CountGD (untrained)"] = DetectorMethod(load_detector(kit.data / "models/exemplar_prompted"), kit.features)
     return {name: alone(name, methods[name]) for name in arena_tables.EVALUATED if name in methods}
 

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from ard.baselines.colour_histogram import colour_histogram
 from ard.geometry import to_cxcywh
 from ard.intervals import bootstrap_mean
-from ard.metrics import to_csv
 from ard.records import Dataset, GalleryImage, Sample
 
 PROBE_COLUMNS = ("probe", "among", "recall_1", "ci_low", "ci_high", "chance", "chance_low", "chance_high", "leaks")
@@ -125,9 +125,7 @@ def outside(image: np.ndarray, box) -> np.ndarray:
 
 def colours(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(64,) root shares of a 4 x 4 x 4 RGB histogram of the pixels in the mask."""
-    level = image[mask].astype(np.int64) // 64
-    counts = np.bincount(level @ [16, 4, 1], minlength=64)
-    return np.sqrt(counts / counts.sum())
+    return colour_histogram([image[mask]], bins=4)[0]
 
 
 def medium(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -160,8 +158,3 @@ def outside_pixels(queries, asked, images, boxes, size: int = 16) -> np.ndarray:
     q_part, x_part = (q**2).sum(2) * qm, (x**2).sum(2) * xm
     cross = (q * qm[..., None]).reshape(len(q), -1) @ (x * xm[..., None]).reshape(len(x), -1).T
     return -(q_part @ xm.T + qm @ x_part.T - 2 * cross) / np.maximum(qm @ xm.T, 1)
-
-
-def probes_csv(rows: list[dict]) -> str:
-    """The rows as CSV text."""
-    return to_csv(rows, PROBE_COLUMNS)

@@ -39,29 +39,39 @@ def presence(said: Mapping[str, np.ndarray], owners: Sequence[Hashable]) -> list
     Intervals, `_low` and `_high`, resample exemplars, the owners of the queries, and are NaN where there is but one. Raises
     ValueError where methods were not asked as many queries as have `owners`.
     """
-    first, (_, index) = next(iter(said)), np.unique(np.asarray([str(o) for o in owners]), return_inverse=True)
-    if {of.shape for of in said.values()} != {(2, len(index))}:
-        raise ValueError(f"presence: expected two numbers a query, of {len(index)} queries, from each method")
-    drawn = np.random.default_rng(0).multinomial(index.max() + 1, np.full(index.max() + 1, 1 / (index.max() + 1)), REPEATS)
-    drawn = (drawn if index.max() else np.full(drawn.shape, np.nan))[:, index]
-    resampled = {name: _aurocs(of, drawn) for name, of in said.items()}
+    first, times = next(iter(said)), counts([str(o) for o in owners], REPEATS)
+    if {of.shape for of in said.values()} != {(2, len(owners))}:
+        raise ValueError(f"presence: expected two numbers a query, of {len(owners)} queries, from each method")
+    times = np.tile(times if len(set(map(str, owners))) > 1 else np.full(times.shape, np.nan), 2)
+    there = np.repeat([True, False], len(owners))
+    resampled = {name: aurocs(of.ravel(), there, times) for name, of in said.items()}
     rows = []
     for name, of in said.items():
         one, other = auroc(*of), auroc(*said[first])
-        row = {"method": name, "n_queries": len(index), **_interval("auroc", one, resampled[name])}
-        row |= _interval("minus", one - other, resampled[name] - resampled[first])
-        ece = calibration_error(of.ravel(), np.repeat([1, 0], len(index)))
+        row = {"method": name, "n_queries": len(owners), **resampled_bounds("auroc", one, resampled[name])}
+        row |= resampled_bounds("minus", one - other, resampled[name] - resampled[first])
+        ece = calibration_error(of.ravel(), there)
         rows.append(row | {"ece": round(ece, 6), "sure": round(float(of.mean()), 6)})
     return rows
 
 
-def _aurocs(said: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """(B,) AUROC where query q counts as often as `times` (B, Q) says."""
-    there, absent = said[0][:, None], said[1][None]
-    above = (there > absent) + 0.5 * (there == absent)
-    return ((times @ above) * times).sum(1) / times.sum(1) ** 2
+def counts(owners: Sequence, repeats: int) -> np.ndarray:
+    """(repeats, Q) how often each query counts when its owners (Q,) are resampled."""
+    _, index = np.unique(np.asarray(owners), return_inverse=True)
+    n = int(index.max()) + 1
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), repeats)[:, index]
 
 
-def _interval(name: str, value: float, resampled: np.ndarray) -> dict[str, float]:
-    low, high = np.quantile(resampled, [0.025, 0.975])
+def aurocs(scores: np.ndarray, truth: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(B,) AUROC of scores (Q,) for truth (Q,) bool where query q counts as often as `times` (B, Q) says; NaN with one kind alone."""
+    above = (scores[truth][:, None] > scores[~truth][None]) + 0.5 * (scores[truth][:, None] == scores[~truth][None])
+    there, absent = times[:, truth].astype(float), times[:, ~truth].astype(float)
+    with np.errstate(invalid="ignore"):
+        return ((there @ above) * absent).sum(1) / (there.sum(1) * absent.sum(1))
+
+
+def resampled_bounds(name: str, value: float, resampled: np.ndarray) -> dict[str, float]:
+    """A value and, in `name`_low and `name`_high, the bounds of its 95% interval, of what it is under each draw."""
+    known = resampled[np.isfinite(resampled)]  # a draw may hold queries of one kind alone
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return {key: round(float(x), 6) for key, x in ((name, value), (f"{name}_low", low), (f"{name}_high", high))}

@@ -23,7 +23,7 @@ from ard.files import FileError, PathLike, atomic_write_json, read_json, sha256_
 # Plumbing that moves results about but cannot change them: editing it makes no stage stale.
 PLUMBING = {f"ard/{name}.py" for name in ("__init__", "config", "files", "notebook", "provenance", "run", "stages")}
 CODE = {".py", ".pyc"}
-LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "timm", "peft", "numpy", "pillow", "safetensors")
+LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "timm", "numpy", "pillow", "safetensors")
 
 
 def meaning(source: str) -> str:

@@ -1,4 +1,4 @@
-"""The second test set, `release`: individuals that nobody looked at while settings were chosen, asked once.
+"""The second test set, `release`: individuals that nobody looked at before they were asked about.
 
 Notebook 30 makes it with the settings of the main job, notebook 31 asks it.
 """
@@ -22,7 +22,7 @@ from ard.precision import computes_bfloat16
 from ard.records import Dataset, GalleryImage
 
 ABOUT = """A second test set: new individuals of the drawings that test exemplars use, in new scenes, made
-with the settings of `mini-coco` once these were fixed, and asked once."""
+with the settings of `mini-coco` once these were fixed. It is asked again whenever the default changes."""
 
 
 def customize_config(settings: Mapping[str, Any]) -> CustomizeConfig:

@@ -27,6 +27,17 @@ def individual_of(sample: Sample) -> Individual:
     return Individual(sample.class_name, parts[0], sample.designer, *parts[1:])
 
 
+def base_individuals(world: World, count: int, rng: np.random.Generator) -> list[Individual]:
+    """`count` different base individuals, of all classes in turn. ValueError: the drawings do not give so many."""
+    chosen: dict[str, Individual] = {}
+    for _ in range(200 * count):
+        if len(chosen) == count:
+            return list(chosen.values())
+        person = world.individual(world.classes[len(chosen) % len(world.classes)], "base", rng)
+        chosen.setdefault(person.individual_id, person)
+    raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
+
+
 def rendered_query(world: World, sample: Sample, seed: int = 0) -> Query:
     """The sample's individual alone in the context and medium of its template, with its exact box as R_Q."""
     key = int(sha256_bytes(sample.sample_id.encode())[:8], 16)

@@ -53,9 +53,8 @@ def same_class(outcomes: Outcomes) -> list[dict]:
         own = recall_1(outcomes[name], gated=False, same=True)
         chance, clusters = 1 / metrics.candidates([o.facts for o in outcomes[name]], "class oracle"), of(outcomes[name])
         mean, gap = bootstrap_mean(own, clusters), paired_difference(own, chance, clusters)
-        rows.append({"method": name, **_interval("same_class_recall_1", mean), "same_class_chance": _round(chance.mean()),
-                     "difference": _round(gap.mean), "difference_low": _round(gap.low),
-                     "difference_high": _round(gap.high), "n_queries": len(own)})
+        rows.append({"method": name, **columns("same_class_recall_1", mean, "ci_low", "ci_high"),
+                     "same_class_chance": _round(chance.mean()), **columns("difference", gap), "n_queries": len(own)})
     return rows
 
 
@@ -67,7 +66,7 @@ def differences(outcomes: Outcomes, pairs: Sequence[tuple[str, str]] = COMPARISO
             left, right = _reading(outcomes, a, a, gated), _reading(outcomes, b, a, gated)
             gap = paired_difference(left, right, of(outcomes[a]))
             rows.append({"a": a, "b": b, "gated": gated, "recall_1_a": _round(left.mean()),
-                         "recall_1_b": _round(right.mean()), **_interval("difference", gap), "n_queries": len(left)})
+                         "recall_1_b": _round(right.mean()), **columns("difference", gap, "ci_low", "ci_high"), "n_queries": len(left)})
     return rows
 
 
@@ -154,8 +153,11 @@ def _reading(outcomes: Outcomes, name: str, beside: str, gated: bool) -> np.ndar
     return metrics.blind_values([o.facts for o in other], name, box_acc)["recall_1"]
 
 
-def _interval(name: str, interval: Interval) -> dict:
-    return {name: _round(interval.mean), "ci_low": _round(interval.low), "ci_high": _round(interval.high)}
+def columns(name: str, interval: Interval, low: str = "", high: str = "") -> dict[str, float | None]:
+    """A mean and its bounds as columns of a table, those in `name`_low and `name`_high where nothing else is told; None for one that
+    is not there."""
+    keys = (name, low or f"{name}_low", high or f"{name}_high")
+    return dict(zip(keys, map(_round, (interval.mean, interval.low, interval.high))))
 
 
 def _round(value: float) -> float | None:

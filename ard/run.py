@@ -196,12 +196,12 @@ def run_all(root: Path, profile: str, params: Path) -> None:
 
 
 def print_estimate(root: Path, name: str = "") -> None:
-    """Print how long each stage of the main job took when it was last run, or the stage `name` of any pipeline alone.
+    """Print how long each stage of the main job took when it was last run, or of the pipeline `name`, or the stage `name` of any.
 
     Read from provenance files. Raises ConfigError when no pipeline has a stage of this name.
     """
-    known = stages(root, *PIPELINES) if name else stages(root)
-    asked = [stage for stage in known if name in ("", stage.name)]
+    known = stages(root, *([name] if name in PIPELINES else PIPELINES if name else []))
+    asked = [stage for stage in known if name in ("", stage.name, *PIPELINES)]
     if name and not asked:
         raise ConfigError(f"no stage '{name}' in {' or '.join(PIPELINES)}; {nearest(name, [s.name for s in known])}")
     total, unknown = 0.0, 0
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ard.run", description="Run a notebook as a checked stage.")
     parser.add_argument("name", nargs="?", help="notebook, as 06_phase1")
     parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable")
-    parser.add_argument("--estimate", action="store_true", help="print how long each stage took when it last ran")
+    parser.add_argument("--estimate", action="store_true", help="print how long stages took when they last ran; name: also a dvc.yaml")
     parser.add_argument("--profile", default="mini", help="mini (default), or a file of params/ such as smoke")
     parser.add_argument("--params", default="params.yaml", type=Path, help="parameter file")
     given = parser.parse_args(arguments)

@@ -29,6 +29,7 @@ from ard.generate import Drawn, GenerateConfig, generate_all
 from ard.generator import load_pipeline
 from ard.intervals import Interval, bootstrap_mean
 from ard.metrics import facts, outcome
+from ard.presence import aurocs, counts, resampled_bounds
 from ard.records import Dataset, Gallery, Sample, read_image
 from ard.templates import COCO_TEMPLATES, context_medium
 from ard.world.collection import png_bytes
@@ -194,37 +195,21 @@ def followed(asked: pd.DataFrame, verdicts: pd.Series, groups: pd.Series, condit
     table = asked.pivot(index="sample_id", columns="method", values="score").replace(-np.inf, np.nan)
     table = table.fillna(table.min() - 1)  # nothing found: below all
     truth, owners, where = (s.loc[table.index].to_numpy() for s in (verdicts.astype(bool), groups, conditions))
-    _, index = np.unique(owners, return_inverse=True)
-    n = int(index.max()) + 1
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), repeats)[:, index]
-    resampled = {name: _aurocs(table[name].to_numpy(), truth, drawn) for name in table}
+    times = counts(owners, repeats)
+    resampled = {name: aurocs(table[name].to_numpy(), truth, times) for name in table}
     share = pd.Series(truth.astype(float)).groupby(where).mean()
     rows = []
     for name in [ours, *(other for other in asked["method"].unique() if other != ours)]:
         value = [_auroc(table[method].to_numpy(), truth) for method in (name, ours)]
         agree = spearmanr(table[name].groupby(where).mean(), share).statistic if len(share) > 2 else np.nan
-        rows.append({"method": name, **_resampled("auroc", value[0], resampled[name]),
-                     **_resampled("ours_minus", value[1] - value[0], resampled[ours] - resampled[name]),
-                     "rank_correlation": round(float(agree), 3), "n_queries": len(table), "n_exemplars": n})
+        rows.append({"method": name, **resampled_bounds("auroc", value[0], resampled[name]),
+                     **resampled_bounds("ours_minus", value[1] - value[0], resampled[ours] - resampled[name]),
+                     "rank_correlation": round(float(agree), 3), "n_queries": len(table), "n_exemplars": len(set(owners))})
     return rows
 
 
 def _auroc(scores: np.ndarray, truth: np.ndarray) -> float:
     return auroc(scores[truth], scores[~truth]) if truth.any() and not truth.all() else float("nan")
-
-
-def _aurocs(scores: np.ndarray, truth: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """(B,) AUROC of scores (Q,) for truth (Q,) bool where query q counts as often as `times` (B, Q) says; NaN with one kind alone."""
-    above = (scores[truth][:, None] > scores[~truth][None]) + 0.5 * (scores[truth][:, None] == scores[~truth][None])
-    there, absent = times[:, truth].astype(float), times[:, ~truth].astype(float)
-    with np.errstate(invalid="ignore"):
-        return ((there @ above) * absent).sum(1) / (there.sum(1) * absent.sum(1))
-
-
-def _resampled(name: str, value: float, resampled: np.ndarray) -> dict[str, float]:
-    known = resampled[np.isfinite(resampled)]  # a draw may hold pictures of one kind alone
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return {key: round(float(x), 6) for key, x in ((name, value), (f"{name}_low", low), (f"{name}_high", high))}
 
 
 def bounds(name: str, interval: Interval) -> dict[str, float]:

@@ -16,8 +16,9 @@ from ard.counterfactuals import Collection, Drawing, change
 from ard.exemplars import Detect, best_box
 from ard.files import atomic_write_bytes
 from ard.generate import gate
-from ard.intervals import Interval, bootstrap_mean, paired_difference
+from ard.intervals import bootstrap_mean, paired_difference
 from ard.records import Attribution, Sample
+from ard.report import columns
 from ard.world.collection import png_bytes
 
 
@@ -78,12 +79,7 @@ def told(queries: Sequence[Traced], choices: Mapping[str, Sequence[int]], ours: 
     effect = {name: np.array([share[n] for share, n in zip(shares, mine, strict=True)]) for name, mine in choices.items()}
     right = {name: np.array(mine) == first for name, mine in choices.items()}
     effect, right = {"a guess": guess} | effect, {"a guess": np.array([1 / len(q.effects) for q in queries])} | right
-    return [{"method": name, **_interval("right", bootstrap_mean(right[name], groups)),
-             **_interval("effect", bootstrap_mean(effect[name], groups)),
-             **_interval("ours_minus", paired_difference(effect[ours], effect[name], groups)),
+    return [{"method": name, **columns("right", bootstrap_mean(right[name], groups)),
+             **columns("effect", bootstrap_mean(effect[name], groups)),
+             **columns("ours_minus", paired_difference(effect[ours], effect[name], groups)),
              "n_queries": len(queries), "n_collections": len(set(groups))} for name in effect]
-
-
-def _interval(name: str, interval: Interval) -> dict[str, float | None]:
-    values = zip((name, f"{name}_low", f"{name}_high"), (interval.mean, interval.low, interval.high))
-    return {key: None if np.isnan(value) else round(float(value), 6) for key, value in values}

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ard.baselines.abu import AbUConfig, Fisher, forgotten
 from ard.baselines.denoising import denoising_losses, even_probe, text_states
@@ -23,7 +22,6 @@ from ard.intervals import bootstrap_mean, paired_difference
 from ard.records import Dataset, Gallery, GalleryImage, Sample
 
 BEFORE = "nothing"  # is forgotten: the loss itself, the least for the picture that is known best
-CONTROLS = ("another", "noise")  # what is forgotten instead of R_Q
 Losses = Mapping[str, Sequence[float]]  # what was forgotten and the rate, as `label` names them -> loss of each exemplar
 
 

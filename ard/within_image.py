@@ -5,15 +5,16 @@ After `ard.evaluation` (DESIGN 8). Neither the class nor the image answers it, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ard.evaluation import Answers
 from ard.geometry import box_iou
-from ard.intervals import Interval, bootstrap_mean, paired_difference
+from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import IOU_GATE
 from ard.records import Attribution, Dataset, GalleryImage, GroundTruth, Sample, positive
+from ard.report import columns
 
 FOUND = ("right", "other", "neither", "no box")  # where a box in X lies
 
@@ -54,19 +55,14 @@ def within_image(answers: Answers, dataset: Dataset, ours: str = "ARD", split: s
     for name, where in lies.items():
         either = np.isin(where, ("right", "other"))
         rows.append({
-            "method": name, **_interval("within_image", bootstrap_mean(where == "right", images)),
+            "method": name, **columns("within_image", bootstrap_mean(where == "right", images)),
             **{kind.replace(" ", "_"): _share(where, kind) for kind in FOUND[1:]},
             "of_two": _share(where[either], "right"), "same_drawing": _share(where[either & alike], "right"),
             "other_drawing": _share(where[either & ~alike], "right"),
-            **_interval("ours_minus", paired_difference(lies[ours] == "right", where == "right", images)),
+            **columns("ours_minus", paired_difference(lies[ours] == "right", where == "right", images)),
             "n_queries": len(where), "n_images": len(set(images))})
     return rows
 
 
 def _share(where: np.ndarray, kind: str) -> float | None:
     return round(float((where == kind).mean()), 6) if len(where) else None
-
-
-def _interval(name: str, interval: Interval) -> Mapping[str, float]:
-    values = zip((name, f"{name}_low", f"{name}_high"), (interval.mean, interval.low, interval.high))
-    return {key: None if np.isnan(value) else round(float(value), 6) for key, value in values}

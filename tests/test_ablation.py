@@ -11,7 +11,7 @@ from ard.detector.variants import Variant
 from ard.files import Ledger
 from tests.detector.conftest import NAMES
 from tests.detector.conftest import phase_data, toy  # noqa: F401
-from tests.toy_attribution import tiny_detector, toy_dataset
+from tests.toy_attribution import tiny_detector
 
 BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0, "losses": "groundingdino",
                    "other_names": 1, "rivals": 1, "absent": 0.5, "rendered": 0, "likeness": True, "whitening": 0.0, "clip": 1.0, "autocast": False, "score_rule": "mean",
@@ -19,11 +19,6 @@ BASE = {"phase1": {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "schedule
         "phase2": {"steps": 2, "positives": 1, "k": 2, "learning_rate": 1e-3, "schedule": "cosine", "warmup": 0,
                    "lambda_cls": 1.0, "lambda_reg": 0.5, "adapter": "linear", "seed": 0},
         "variant": dict(vars(Variant()))}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
 
 
 def test_a_wrong_key_is_refused_before_any_row_is_trained(tmp_path):

@@ -19,14 +19,9 @@ from ard.files import Ledger, read_jsonl
 from ard.provenance import code_of
 from ard.records import Attribution, Dataset
 from tests.test_evaluation import Guess
-from tests.toy_attribution import ROOT, toy_dataset
+from tests.toy_attribution import ROOT
 
 ASKED = []
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture
@@ -137,11 +132,16 @@ def test_what_makes_a_method_run_again(kit, dataset, tmp_path):
     assert of(kit=replace(kit, settings={"made_method": {"steps": 2}})) != same
     assert of(kit=replace(kit, settings={"abu": {"steps": 2}})) == same, "another method's settings do not count"
     assert of(samples=samples[1:]) != same and of(shown=["a"]) != same
+    moved = [replace(samples[0], exemplar_box=(1.0, 1.0, 9.0, 9.0)), *samples[1:]]
+    assert of(samples=moved) != same, "where the source is decides the record"
+    taught = {**dataset.samples, "train": dataset.samples["train"][1:]}
+    assert of(kit=replace(kit, dataset=replace(dataset, samples=taught))) != same, "so does what was learned from"
+    bare = {**dataset.gallery, "test": [replace(image, objects=()) for image in dataset.gallery["test"]]}
+    assert of(kit=replace(kit, dataset=replace(dataset, gallery=bare))) != same, "and what the gallery shows"
     (kit.data / "models/open_set").mkdir(parents=True)
     (kit.data / "models/open_set/w").write_text("1")
     assert of() != same
-    moved = replace(dataset, root=tmp_path)  # no pictures there
-    assert of(kit=replace(kit, dataset=moved)) != same
+    assert of(kit=replace(kit, dataset=replace(dataset, root=tmp_path))) != same, "no pictures there"
 
 
 def test_a_change_of_a_method_makes_the_stages_stale_that_ask_it():
@@ -206,10 +206,12 @@ def test_a_source_above_all_others_above_half_and_tied_with_them(dataset):
     first, last = ([metrics.Outcome(f, rank, 1, None) for f in facts] for rank in (1, n))
     mixed = [metrics.Outcome(f, 1 if i % 2 else n, 1, None) for i, f in enumerate(facts)]
     names = {"first": first, "last": last, "mixed": mixed, "fewer": first[:4]}
-    rows = {r["method"]: r for r in arena_tables.above_others(names, {"first": "last", "fewer": "last", "mixed": "absent"})}
+    against = {"first": "last", "fewer": "last", "mixed": "absent", "last": "fewer"}
+    rows = {r["method"]: r for r in arena_tables.above_others(names, against)}
     assert [rows[name]["above"] for name in names] == [1, 0, 0.5, 1] and rows["first"]["minus"] == 1
     assert rows["mixed"]["above_low"] <= 0.5 <= rows["mixed"]["above_high"]
-    assert rows["fewer"]["minus"] is None and rows["mixed"]["minus"] is None, "only what was asked the same is compared"
+    assert rows["fewer"]["minus"] == 1, "over its own queries"
+    assert rows["last"]["minus"] is None and rows["mixed"]["minus"] is None, "only what was asked the same is compared"
 
 
 def test_rows_of_08_must_be_of_the_same_queries(dataset):

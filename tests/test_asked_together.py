@@ -15,14 +15,8 @@ from ard.detector.closeup import CloseUp, CloseUpSettings
 from ard.detector.features import REGION
 from ard.records import Attribution
 from ard.together import Pool
-from tests.toy_attribution import toy_dataset
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"), per_class=2)
 
 
 def test_groups_are_of_one_exemplar_nested_and_all_of_it_but_once(dataset):

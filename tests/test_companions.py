@@ -10,14 +10,8 @@ from ard.detector.rendered_pairs import rendered_pairs
 from ard.geometry import to_xyxy
 from ard.records import Attribution, positive
 from ard.within_image import found
-from ard.world import World
 from ard.world.world import SIZE
 from tests.toy_attribution import ROOT, toy_dataset
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load(ROOT / "data/world")
 
 
 @pytest.fixture(scope="module")

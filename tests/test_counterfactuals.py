@@ -109,9 +109,3 @@ def test_each_drawing_of_each_collection_has_its_own_seed():
     assert (found[0].context, found[0].medium) == ("forest", "photo") and found[7].medium == "charcoal sketch"
     assert [(d.prompt, d.context, d.medium) for d in found[10:]] == [("A photo of a cat.", "", "photo")] * 2
     assert len({d.seed for d in [*found, *cf.drawings(two, 2, 0), *cf.drawings(one, 2, 1)]}) == 36
-
-
-def test_what_a_killed_run_left_is_not_made_again(tmp_path):
-    file = tmp_path / "below" / "made.npz"
-    assert (cf.once(file, lambda: PICTURES) == PICTURES).all()
-    assert (cf.once(file, lambda: pytest.fail("made again")) == PICTURES).all()

@@ -8,15 +8,9 @@ from ard.dataset import problems
 from ard.exemplars import ExemplarConfig, read_mask
 from ard.records import Dataset
 from ard.release import individuals
-from ard.world import World
 from ard.world.collection import SHORT_SIDE, CollectionConfig, choose_individuals
 from ard.within_image import lies_on
 from tests.toy_attribution import ROOT
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load(ROOT / "data/world")
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,10 @@ from ard.crowd import crowded, newcomers
 from ard.records import Dataset, read_image
 from ard.release import individuals
 from ard.rendered import individual_of
-from ard.world import World
 from ard.world.collection import grey_distance, grey_thumbnail
 from tests.toy_attribution import ROOT
 
 FAR = 0.08  # `world.min_grey_distance`
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load(ROOT / "data/world")
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,6 @@ from ard.files import Ledger
 CONFIG = CustomizeConfig(token_steps=2, weight_steps=2, batch=3, token_lr=1e-2, weight_lr=1e-2)
 
 
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
-
-
 def exemplar_image(seed=0):
     return np.random.default_rng(seed).integers(0, 255, (32, 32, 3)).astype(np.uint8)
 

@@ -9,12 +9,7 @@ from ard import diagnostics
 from ard.diagnostics import QUESTIONS, ask_changed, change_summary, changed_query, moved_box, other_name, swap_partner
 from ard.geometry import box_iou
 from ard.records import Attribution
-from tests.toy_attribution import CLASSES, toy_dataset
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
+from tests.toy_attribution import CLASSES
 
 
 def only(reads, dataset):

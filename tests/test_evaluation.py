@@ -13,14 +13,9 @@ from ard.metrics import ANALYTIC_ROWS, IOU_GATE, TABLE2_COLUMNS
 from ard.records import Attribution, RecordError
 from ard.rendered import individual_of, rendered_query
 from ard.world import World
-from tests.toy_attribution import CLASSES, ROOT, tiny_detector, toy_dataset
+from tests.toy_attribution import CLASSES, ROOT, tiny_detector
 
 METHODS = [row for row in ROWS if row not in ANALYTIC_ROWS] + [report.CROPS_RENDERED]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture

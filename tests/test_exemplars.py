@@ -4,7 +4,7 @@ from PIL import Image
 
 from ard.exemplars import (ExemplarConfig, Pair, best_box, build_exemplars, load_exemplars, read_mask, reasons,
                            save_exemplars)
-from ard.files import read_jsonl
+from ard.files import read_jsonl, write_jsonl
 
 BOX = (10.0, 10.0, 50.0, 50.0)
 
@@ -59,7 +59,21 @@ def test_a_class_has_no_more_exemplars_than_its_quota_and_a_miss_does_not_count(
 def test_bad_rows_are_listed(root):
     (root / "exemplars.jsonl").write_text('{"exemplar_id": "x"}\nnot json\n')
     good, bad = load_exemplars(root / "exemplars.jsonl")
-    assert not good and len(bad) == 2 and any("x: not an exemplar" in line for line in bad)
+    assert not good and len(bad) == 2 and any("x: missing fields" in line for line in bad)
+    record = {"exemplar_id": "x", "file": "a.png", "class_name": "cat", "box": [1, 2, 3, 4], "score": 0.5, "mask_file": "m.png",
+              "mask_area": 9, "facts": {}}
+    for name, value in (("box", [9, 9, 1, 1]), ("box", "1234"), ("score", "high"), ("mask_area", None)):
+        write_jsonl(root / "exemplars.jsonl", [{**record, name: value}, record])
+        good, bad = load_exemplars(root / "exemplars.jsonl")
+        assert len(good) == 1 and len(bad) == 1 and name in bad[0]
+
+
+def test_a_picture_that_the_detector_refuses_is_one_discard(root):
+    def refusing(image, name):
+        raise ValueError("expected 64 x 64")
+
+    kept, dropped = build_exemplars([Pair("b", "0.png", "cat")], root, refusing, segment)
+    assert not kept and [(d.reason, d.detail) for d in dropped] == [("bad image", "expected 64 x 64")]
 
 
 def test_best_box_breaks_ties_by_place():

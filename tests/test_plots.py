@@ -7,19 +7,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
-import pytest  # noqa: E402
 
 from ard import gallery_figures, plots, report  # noqa: E402
 from ard.config import load_params  # noqa: E402
 from ard.diagnostics import change_summary  # noqa: E402
 from ard.evaluation import ROWS  # noqa: E402
 from tests.test_evaluation import answered  # noqa: E402
-from tests.toy_attribution import ROOT, toy_dataset  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
+from tests.toy_attribution import ROOT  # noqa: E402
 
 
 def test_every_row_has_its_own_colour():

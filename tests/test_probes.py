@@ -5,14 +5,8 @@ import torch
 from ard.identity import (IdentityConfig, IdentityEncoder, contrastive_loss, draw_pairs, nearest_individual,
                           rendered_trials, square_crops, train_identity)
 from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_scenes
-from ard.world import World
 
 TINY = IdentityConfig(crop=16, width=8, dim=8, steps=4, classes=2, individuals=2, warmup=1, checkpoint_every=2)
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load("data/world")
 
 
 def test_probe_separates_what_is_separable_and_says_what_it_expects():

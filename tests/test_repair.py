@@ -9,18 +9,12 @@ from ard import repair
 from ard.exemplars import Exemplar, read_mask
 from ard.records import Attribution, read_image
 from tests.test_studies import drawn_like
-from tests.toy_attribution import toy_dataset
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
 BOX = (4.0, 6.0, 20.0, 30.0)
 ONE = Exemplar("one", "one.png", "cat", BOX, 1.0, "", 1)
 MASK = np.zeros((32, 32), bool)
 MASK[6:18, 4:20] = True
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"), per_class=2)
 
 
 def test_regions_are_those_of_the_samples_with_masks_of_their_own(dataset, tmp_path):

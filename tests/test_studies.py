@@ -14,7 +14,6 @@ from ard.exemplars import Exemplar, read_mask, write_mask
 from ard.generate import Drawn, GenerateConfig
 from ard.records import Attribution, read_image
 from tests.tiny_pipeline import tiny_pipeline
-from tests.toy_attribution import toy_dataset
 
 ITS_BOX = (4.0, 4.0, 28.0, 28.0)
 
@@ -91,11 +90,6 @@ def test_a_killed_run_goes_on_and_what_cannot_be_learned_is_named(workshop, tmp_
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"), per_class=2)
-
-
 def drawn_like(sample, name, reason=""):
     return Drawn(name, sample.concept_id, sample.class_name, 6, "words", 0, f"/{name}.png", None if reason else (1.0, 2.0, 30.0, 40.0), 0.5,
                  reason, 0.0)

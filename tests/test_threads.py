@@ -40,3 +40,25 @@ def test_what_a_part_raises_is_raised():
     with pytest.raises(ZeroDivisionError):
         side_by_side(lambda part: 1 / part, [1, 0])
     assert torch.get_num_threads() == 2
+
+
+def test_two_callers_at_once_leave_torch_as_it_was():
+    first, second, counts = threading.Event(), threading.Event(), []
+
+    def waiting(_):
+        first.set()
+        second.wait(timeout=30)
+
+    def other():
+        first.wait(timeout=30)  # a thread that meets torch while another call has set it to one thread
+        side_by_side(lambda _: second.set(), [0])
+        counts.append(torch.get_num_threads())
+
+    late = threading.Thread(target=other)
+    late.start()
+    side_by_side(waiting, [0])
+    late.join()
+    last = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+    last.start()
+    last.join()
+    assert counts == [2, 2] and torch.get_num_threads() == 2

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from ard import unlearning
 from ard.baselines.abu import AbUConfig

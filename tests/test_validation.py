@@ -9,7 +9,7 @@ from ard import validation as v
 from ard.detector import phases
 from ard.detector.train import TrainSettings
 from tests.detector.conftest import NAMES
-from tests.detector.conftest import phase_data, tiny, toy  # noqa: F401
+from tests.detector.conftest import phase_data, toy  # noqa: F401
 from tests.toy_attribution import CLASSES, tiny_detector, toy_dataset
 
 SETTINGS = TrainSettings(steps=5, batch_size=2, warmup=0, learning_rate=1e-3, log_every=1, checkpoint_every=1)

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from ard.world import CLASSES, CONTEXTS, MEDIA, SPLITS, World
+from ard.world import CLASSES, CONTEXTS, MEDIA, SPLITS
 from ard.world.artwork import load_catalogue, load_picture
 from ard.world.backgrounds import paint_background
 from ard.world.collection import CollectionConfig, build_collection, choose_individuals, grey_distance, grey_thumbnail
@@ -16,11 +16,6 @@ from ard.world.media import GREY_MEDIA, apply_medium
 from ard.world.world import Placement
 
 EXEMPLAR_SPLITS = ("train", "val", "test")
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load("data/world")
 
 
 def test_no_group_of_drawings_is_both_base_and_exemplar(world):

@@ -7,11 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ard.dataset import TABLE1_COLUMNS, table1
-from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection, save_detector
-from ard.detector.operating import save_operating_point
-from ard.files import atomic_write_text
-from ard.metrics import to_csv
+from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
 from ard.records import Dataset, GalleryImage, GroundTruth, Sample
 from ard.rendered import rendered_query
 from ard.templates import COCO_SETTINGS
@@ -54,15 +50,6 @@ def toy_dataset(root: Path, per_class: int = 2, queries: int = 2) -> Dataset:
                 samples[split] += (replace(sample, query_box=drawn.sample.query_box),)
     dataset = Dataset(root, samples, gallery)
     dataset.save()
-    return dataset
-
-
-def toy_workspace(root: Path) -> Dataset:
-    """The data that stages 06 to 09 read, in the layout of the repository; returns the dataset."""
-    dataset = toy_dataset(root / "data/mini-coco")
-    atomic_write_text(root / "data/tables/table1.csv", to_csv(table1(dataset, "mini-coco"), TABLE1_COLUMNS))
-    for seed, name in enumerate(("open_set", "exemplar_prompted")):
-        save_operating_point(save_detector(tiny_detector(seed), root / "data/models" / name), 0.01)
     return dataset
 
 

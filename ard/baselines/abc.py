@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ard.baselines.cosine import CropRanker, Encode, ImageRanker, Proposals
+from ard.baselines.cosine import Encode, ImageRanker
 from ard.baselines.mappers import Mappers, nt_xent, orthogonality, unit
 from ard.baselines.methods import Method
 from ard.geometry import crop
@@ -21,7 +21,7 @@ from ard.records import Attribution, Dataset, Gallery, Query, Sample
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (H, W, 3) uint8 -> the same shape
 VIEWS = {"whole": (False, False), "crop query": (False, True), "crops": (True, True)}  # cut to the box: real, generated
 
-__all__ = ["AbCConfig", "Learned", "Mappers", "VIEWS", "abc_crop_method", "abc_method", "augmented", "nt_xent",
+__all__ = ["AbCConfig", "Learned", "Mappers", "VIEWS", "abc_method", "augmented", "nt_xent",
            "orthogonality", "pair_features", "train"]
 
 
@@ -44,12 +44,14 @@ def train(real: np.ndarray, synthetic: np.ndarray, owner: np.ndarray, config: Ab
     real (E, d): features of the exemplars, or (A, E, d) of A augmented copies, of which each use draws one; synthetic
     (Q, d) or (A, Q, d): of the queries; owner (Q,): each query's exemplar; kind (Q,): prompting type of each query, drawn
     first and evenly when given. Returns the Mappers and a list, the mean loss of each epoch. ValueError: fewer than two
-    exemplars with a query.
+    exemplars with a query, or in a batch.
     """
     real, synthetic = (unit(torch.as_tensor(np.asarray(f), dtype=torch.float32)) for f in (real, synthetic))
     real, synthetic = (f if f.dim() == 3 else f[None] for f in (real, synthetic))
     queries = _queries(owner, kind)
-    if len(queries) < 2 or len(owner) != synthetic.shape[1] or max(queries) >= real.shape[1]:
+    if config.batch < 2:
+        raise ValueError(f"AbC needs at least two exemplars in a batch to tell them apart, found batch {config.batch}")
+    if len(queries) < 2 or len(owner) != synthetic.shape[1] or min(queries) < 0 or max(queries) >= real.shape[1]:
         raise ValueError(f"AbC needs at least two exemplars with queries, found {len(queries)} of {real.shape[1]} "
                          f"exemplars and {len(owner)} owners for {synthetic.shape[1]} queries")
     rng = np.random.default_rng(config.seed)
@@ -148,8 +150,3 @@ class Learned:
 def abc_method(mappers: Mappers, encode: Encode, crop_query: bool = False) -> ImageRanker:
     """The row `AbC`: whole gallery images against the whole query image (or R_Q's crop), no box."""
     return ImageRanker(encode, mappers.map_real, mappers.map_synthetic, crop_query)
-
-
-def abc_crop_method(mappers: Mappers, encode: Encode, proposals: Proposals) -> CropRanker:
-    """The fairer variant: R_Q's crop against proposals' crops, with mappers trained on crops."""
-    return CropRanker(encode, proposals, mappers.map_real, mappers.map_synthetic)

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from ard.baselines.abc import AbCConfig, Learned, Mappers, abc_crop_method, abc_method, augmented, pair_features, train
-from ard.baselines.cosine import CropRanker, Encode, crop_cosine
+from ard.baselines.abc import AbCConfig, Learned, Mappers, abc_method, augmented, pair_features, train
+from ard.baselines.cosine import CropRanker, Encode
 from ard.baselines.encoders import unet_encoder, vae_encoder, vit_encoder
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry
@@ -113,7 +113,8 @@ def learned(kit: Kit, name: str, view: str, encode: Encode, ad_train: Dataset, m
     def make(path: Path) -> None:
         pairs = kept_arrays(kit.work / f"{file}.npz", taught)
         if more:
-            rendered = kept_arrays(kit.work / f"{file}-rendered.npz", lambda: rendered_features(kit, encode, chosen))
+            drawn = key(*(sha256_tree(kit.data / name) for name in ("world", "models/generator")))
+            rendered = kept_arrays(kit.work / f"{file}-rendered-{drawn}.npz", lambda: rendered_features(kit, encode, chosen))
             pairs = beside(pairs, rendered)
         train(**pairs, config=config)[0].save(path)
 
@@ -149,7 +150,7 @@ def whole(name: str, crop_query: bool) -> Callable[[Kit], Learned]:
 def filtered(name: str) -> Callable[[Kit], CropRanker]:
     """R_Q's crop against the crops that the open-set detector proposes for the class; features as they are."""
     def build(kit: Kit) -> CropRanker:
-        return crop_cosine(encoder(kit, name), kit.proposals)
+        return CropRanker(encoder(kit, name), kit.proposals)
     return build
 
 
@@ -158,7 +159,7 @@ def filtered_abc(name: str, more: bool = False) -> Callable[[Kit], Learned]:
     def build(kit: Kit) -> Learned:
         encode = encoder(kit, name)
         return Learned(lambda ad_train: learned(kit, name, "crops", encode, ad_train, more),
-                       lambda mappers: abc_crop_method(mappers, encode, kit.proposals))
+                       lambda mappers: CropRanker(encode, kit.proposals, mappers.map_real, mappers.map_synthetic))
     return build
 
 

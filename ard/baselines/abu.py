@@ -26,7 +26,7 @@ from ard.baselines.registry import Entry
 from ard.baselines.views import Encoded, Views, framed_boxes, loss_prompt, plain_prompt, rises, strongest, whole
 from ard.config import from_dict
 from ard.customize import encode, item_seed
-from ard.files import atomic_write_bytes
+from ard.files import atomic_write_bytes, sha256_bytes, sha256_tree
 from ard.records import Attribution, Gallery, Query, Sample
 from ard.templates import fill
 
@@ -165,7 +165,8 @@ def train_fisher(kit: Kit, config: AbUConfig) -> dict[str, Tensor]:
         states = torch.cat([text_states(pipe, fill("A photo of {}.", name)) for name in classes.values()])
         atomic_write_bytes(path, save(diagonal_fisher(pipe, latents, states, config.fisher_passes, config.seed)))
 
-    return load_file(kit.kept(f"abu/fisher_{config.fisher_passes}_{config.seed}.safetensors", make))
+    known = sha256_bytes((kit.content + sha256_tree(kit.data / "models/generator")).encode())[:16]
+    return load_file(kit.kept(f"abu/fisher_{config.fisher_passes}_{config.seed}_{known}.safetensors", make))
 
 
 def build(kit: Kit, customised: bool, region: bool = False) -> AbU:

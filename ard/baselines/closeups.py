@@ -98,7 +98,7 @@ def ard(kit: Kit) -> CloseUpMethod:
 def whitened_regions(kit: Kit) -> FittedCloseUp:
     """`class filter + whitened regions` with its settings of arena.methods.closeups, looking twice: what close-ups are worth without a
     detector around them."""
-    told = kit.told({**kit.settings, **kit.settings.get("closeups", {})})
+    told = kit.told({name: kit.settings[name] for name in ("class_filter",) if name in kit.settings} | kit.settings.get("closeups", {}))
     return FittedCloseUp(whitened.build(told), CloseUp.load(kit.data / "models/closeup"), beside_cosines)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ard.baselines.cosine import CropRanker, Proposals
-
 
 def colour_histogram(images: Sequence[np.ndarray], bins: int = 6) -> np.ndarray:
     """(n, bins^3) square roots of joint RGB shares: the dot product of two rows is their Bhattacharyya coefficient.
@@ -23,8 +21,3 @@ def colour_histogram(images: Sequence[np.ndarray], bins: int = 6) -> np.ndarray:
         counts = np.bincount(level @ [bins * bins, bins, 1], minlength=bins**3)
         rows.append(np.sqrt(counts / counts.sum()))
     return np.stack(rows)
-
-
-def colour_histogram_method(proposals: Proposals) -> CropRanker:
-    """The row `colour histogram`."""
-    return CropRanker(colour_histogram, proposals)

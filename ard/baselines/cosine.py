@@ -82,34 +82,3 @@ class CropRanker:
             best = int(scores.argmax())
             answers.append(Attribution(image.image_id, tuple(boxes[best].tolist()), float(scores[best])))
         return answers
-
-
-def image_cosine(encode: Encode) -> ImageRanker:
-    """The row `image cosine`."""
-    return ImageRanker(encode)
-
-
-def crop_cosine(encode: Encode, proposals: Proposals) -> CropRanker:
-    """The row `crop cosine`."""
-    return CropRanker(encode, proposals)
-
-
-def efficientnet_encoder(size: int = 96, batch: int = 64) -> Encode:
-    """Pooled 1280-d features of the packaged EfficientNet-lite0; images are resized to `size` x `size` (px)."""
-    import torch
-    from PIL import Image
-
-    from ard.backbones import efficientnet_lite0
-
-    model = efficientnet_lite0()
-    mean, std = (torch.tensor(model.default_cfg[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
-
-    @torch.no_grad()
-    def encode(images: Sequence[np.ndarray]) -> np.ndarray:
-        square = [np.asarray(Image.fromarray(np.ascontiguousarray(im)).resize((size, size), Image.Resampling.BICUBIC))
-                  for im in images]
-        pixels = torch.from_numpy(np.stack(square)).permute(0, 3, 1, 2).float() / 255
-        parts = [model.forward_features(p).mean((2, 3)) for p in ((pixels - mean) / std).split(batch)]
-        return torch.cat(parts).numpy()
-
-    return encode

@@ -57,11 +57,15 @@ def denoising_losses(pipe, latents: Tensor, states: Tensor, probe: Probe, batch:
 
 def losses_at(pipe, latents: Tensor, states: Tensor, times: Tensor, noise: Tensor) -> Tensor:
     """(B,) losses of latents (B, C, h, w), each at its own time with its own noise."""
+    asked, target = question(pipe, latents, states, times, noise)
+    return (pipe.unet(*asked).sample - target).float().square().mean((1, 2, 3))
+
+
+def question(pipe, latents: Tensor, states: Tensor, times: Tensor, noise: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """What the UNet is asked of latents (B, C, h, w), each at its own time with its own noise, and what it should predict, as them."""
     scheduler = pipe.scheduler
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
     target = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, times)
-    noisy = scheduler.add_noise(latents, noise, times)
-    prediction = pipe.unet(noisy, times, states.expand(len(latents), -1, -1)).sample
-    return (prediction - target).float().square().mean((1, 2, 3))
+    return (scheduler.add_noise(latents, noise, times), times, states.expand(len(latents), -1, -1)), target

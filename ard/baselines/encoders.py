@@ -1,5 +1,5 @@
-"""Frozen encoders of pictures for AbC and its class-filtered kin: the generator's own features, the self-supervised ViT, and
-published models by hub name or path (FACTS 5). EfficientNet-lite0 is in `ard.baselines.cosine`.
+"""Frozen encoders of pictures for AbC and its class-filtered kin: EfficientNet-lite0, the generator's own features, the
+self-supervised ViT, and published models by hub name or path (FACTS 5).
 
 Each function returns an `Encode`: n pictures (H, W, 3) uint8 of any sizes -> (n, d) float32.
 """
@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
-from ard.backbones import freeze
+from ard.backbones import efficientnet_lite0, freeze
 from ard.baselines.cosine import Encode
+from ard.baselines.denoising import text_states
 from ard.customize import encode as latents
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of RGB in 0..1
@@ -57,6 +58,12 @@ def batched(features: Callable[[Tensor], Tensor], size: int, normal=IMAGENET, ce
     return encode
 
 
+def efficientnet_encoder() -> Encode:
+    """Pooled 1280-d features of the packaged EfficientNet-lite0; images are resized to 96 x 96 (px)."""
+    model = efficientnet_lite0()
+    return batched(lambda pixels: model.forward_features(pixels).mean((2, 3)), 96, [model.default_cfg[k] for k in ("mean", "std")])
+
+
 # ---- the generator's own ---------------------------------------------------------------------------------------------
 def picture_size(pipe) -> int:
     """Side in pixels of the pictures a pipeline draws."""
@@ -84,7 +91,7 @@ def unet_encoder(pipe, timestep: int, seed: int = 0, batch: int = 64) -> Encode:
     """
     shape = (1, pipe.unet.config.in_channels, *[pipe.unet.config.sample_size] * 2)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    time, empty = torch.tensor([timestep]), empty_prompt(pipe)
+    time, empty = torch.tensor([timestep]), text_states(pipe, "")
 
     @torch.no_grad()
     def encode(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -96,13 +103,6 @@ def unet_encoder(pipe, timestep: int, seed: int = 0, batch: int = 64) -> Encode:
         return torch.cat(parts).float().cpu().numpy()
 
     return encode
-
-
-@torch.no_grad()
-def empty_prompt(pipe) -> Tensor:
-    """Text states (1, tokens, width) of the empty prompt."""
-    tokens = pipe.tokenizer("", padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt")
-    return pipe.text_encoder(tokens.input_ids.to(pipe.text_encoder.device))[0]
 
 
 def block_means(unet, noisy: Tensor, time: Tensor, text: Tensor) -> Tensor:

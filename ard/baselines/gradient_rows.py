@@ -25,7 +25,7 @@ from trak.projectors import BasicProjector, ProjectionType
 from trak.score_computers import BasicScoreComputer
 
 from ard.attention import masked_loss, plain_attention
-from ard.baselines.denoising import Probe, even_probe, text_states
+from ard.baselines.denoising import Probe, even_probe, question, text_states
 from ard.baselines.diffusion_matching import covered
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry
@@ -116,12 +116,7 @@ def picture_gradient(pipe, weights: Mapping[str, Tensor], latent: Tensor, states
 def predicted(pipe, weights: Mapping[str, Tensor], latent: Tensor, states: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
     """What the UNet with `weights` predicts of one picture (1, C, h, w) under `states` (1, tokens, width), and what it should
     predict, (T, C, h, w) each."""
-    scheduler, latents = pipe.scheduler, latent.expand(len(probe), -1, -1, -1)
-    kind = scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
-        raise ValueError(f"scheduler prediction_type {kind!r}: expected 'epsilon' or 'v_prediction'")
-    target = probe.noise if kind == "epsilon" else scheduler.get_velocity(latents, probe.noise, probe.times)
-    asked = scheduler.add_noise(latents, probe.noise, probe.times), probe.times, states.expand(len(probe), -1, -1)
+    asked, target = question(pipe, latent.expand(len(probe), -1, -1, -1), states, probe.times, probe.noise)
     return functional_call(pipe.unet, weights, asked).sample.float(), target.float()
 
 

@@ -6,15 +6,17 @@ Between `ard.arena`, which makes one, and the methods' `build` functions.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ard.baselines.cosine import Encode, Proposals, efficientnet_encoder
+from ard.baselines.cosine import Encode, Proposals
+from ard.baselines.encoders import efficientnet_encoder
 from ard.deltas import apply_delta, remove_delta
 from ard.detector.features import FeatureCache
 from ard.detector.model import AttributionGroundingDinoForObjectDetection, load_detector
@@ -51,10 +53,13 @@ class Kit:
 
     @cached_property
     def content(self) -> str:
-        """Hash of all pictures of the dataset."""
+        """Hash of all pictures of the dataset, of what its galleries show, and of the pairs that may be learned from."""
         names = {image.file for images in self.dataset.gallery.values() for image in images}
         names |= {sample.query_file for samples in self.dataset.samples.values() for sample in samples}
-        return sha256_bytes("".join(f"{n} {sha256_tree(self.dataset.root / n)}\n" for n in sorted(names)).encode())
+        pictures = [f"{n} {sha256_tree(self.dataset.root / n)}" for n in sorted(names)]
+        pairs = [asdict(sample) for sample in self.dataset.samples.get("train", ())]
+        shown = {split: [asdict(image) for image in images] for split, images in self.dataset.gallery.items()}
+        return sha256_bytes(json.dumps([pictures, pairs, shown], sort_keys=True).encode())
 
     @cached_property
     def generator(self):

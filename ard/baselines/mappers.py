@@ -40,16 +40,20 @@ def identity_linear(width: int) -> nn.Linear:
     return layer
 
 
-def projection(width: int, hidden: int, out: int) -> nn.Sequential:
-    """(n, width) -> (n, out): two layers with batch normalisation, the last without scale, as MoCo v3's projection head."""
-    return nn.Sequential(nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-                         nn.Linear(hidden, out, bias=False), nn.BatchNorm1d(out, affine=False))
+def head(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
+    """(n, width) -> (n, out): linear layers, each with batch normalisation, the last without scale, ReLU between them, as MoCo
+    v3's heads."""
+    sizes, parts = [width, *[hidden] * (layers - 1), out], []
+    for i, (before, after) in enumerate(zip(sizes, sizes[1:])):
+        last = i == layers - 1
+        parts += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, affine=not last), *[nn.ReLU()] * (not last)]
+    return nn.Sequential(*parts)
 
 
 def mapper(kind: str, width: int, hidden: int, out: int) -> nn.Module:
     """One of KINDS over features of `width` channels; ValueError for another word."""
     makers = {"linear": lambda: identity_linear(width), "channel": lambda: Channel(width),
-              "mlp": lambda: projection(width, hidden, out), "none": nn.Identity}
+              "mlp": lambda: head(width, hidden, out, 2), "none": nn.Identity}
     if kind not in makers:
         raise ValueError(f"mapper: expected one of {', '.join(KINDS)}, found {kind!r}; {nearest(kind, KINDS)}")
     return makers[kind]()

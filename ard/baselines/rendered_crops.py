@@ -11,6 +11,7 @@ import numpy as np
 
 from ard.generator import Blemish
 from ard.geometry import crop
+from ard.rendered import base_individuals
 from ard.world import World
 
 
@@ -23,16 +24,10 @@ class Crops(NamedTuple):
 def rendered_crops(world: World, individuals: int, views: int, seed: int, blemish: Blemish | None = None) -> Crops:
     """`individuals` different base individuals of all classes in turn, `views` queries each. blemish: gives every second
     query the flaws of a generated picture. Equal arguments, equal crops. ValueError: the drawings do not give so many."""
-    rng, people = np.random.default_rng([seed, 11]), {}
-    for _ in range(200 * individuals):
-        person = world.individual(world.classes[len(people) % len(world.classes)], "base", rng)
-        people.setdefault(person.individual_id, person)
-        if len(people) == individuals:
-            break
-    else:
-        raise ValueError(f"the base drawings do not give {individuals} different individuals, only {len(people)}")
-    photos = [world.scene(rng, [person], medium="photo") for person in people.values()]
-    asked = [world.scene(rng, [person], fillers=0) for person in people.values() for _ in range(views)]
+    rng = np.random.default_rng([seed, 11])
+    people = base_individuals(world, individuals, rng)
+    photos = [world.scene(rng, [person], medium="photo") for person in people]
+    asked = [world.scene(rng, [person], fillers=0) for person in people for _ in range(views)]
     pictures = np.stack([scene.image for scene in asked])
     if blemish is not None:
         pictures[1::2] = blemish(asked[1::2], seed)

@@ -22,6 +22,7 @@ from torchvision.transforms import functional as colours
 from tqdm import tqdm
 
 from ard.backbones import freeze
+from ard.baselines.mappers import head
 from ard.checkpoints import Checkpoint, warm_cosine
 from ard.files import atomic_write_bytes
 
@@ -124,15 +125,6 @@ def build_vit(config: ViTConfig) -> VisionTransformer:
     return VisionTransformer(img_size=config.size, patch_size=config.patch, embed_dim=config.width, depth=config.depth,
                              num_heads=config.heads, num_classes=0, class_token=False, global_pool="avg",
                              dynamic_img_size=True, embed_layer=ConvStem)
-
-
-def head(width: int, hidden: int, out: int, layers: int) -> nn.Sequential:
-    """(n, width) -> (n, out): linear layers, each with batch normalisation, the last without scale, ReLU between them."""
-    sizes, parts = [width, *[hidden] * (layers - 1), out], []
-    for i, (before, after) in enumerate(zip(sizes, sizes[1:])):
-        last = i == layers - 1
-        parts += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, affine=not last), *[nn.ReLU()] * (not last)]
-    return nn.Sequential(*parts)
 
 
 class MoCo(nn.Module):

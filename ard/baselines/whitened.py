@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ard.baselines.abc import Learned, pair_features
-from ard.baselines.abc_rows import beside
+from ard.baselines.abc_rows import beside, key
 from ard.baselines.cosine import CropRanker, Map
 from ard.baselines.encoders import squares
 from ard.baselines.kit import Kit
@@ -22,7 +22,7 @@ from ard.baselines.rendered_crops import rendered_crops
 from ard.config import from_dict
 from ard.detector.features import IMAGE_SIZE, image_features, region_vectors
 from ard.detector.whitening import whitener
-from ard.files import kept_arrays
+from ard.files import kept_arrays, sha256_tree
 from ard.generator import redraws
 from ard.records import Dataset
 from ard.world import World
@@ -62,7 +62,8 @@ def build(kit: Kit) -> Learned:
     def learn(ad_train: Dataset) -> Map:
         pairs = pair_features(ad_train, ad_train.samples["train"], crop_regions, "crops")
         if told.rendered:
-            pairs = beside(pairs, kept_arrays(kit.work / f"whitened-{told.rendered}-{told.seed}.npz", rendered))
+            drawn = key(told.rendered, told.seed, told.redraw, *(sha256_tree(kit.data / name) for name in ("world", "models/generator")))
+            pairs = beside(pairs, kept_arrays(kit.work / f"whitened-{drawn}.npz", rendered))
         return whitening(pairs["real"], pairs["synthetic"], pairs["owner"], told.shrinkage)
 
     def ranker(mapped: Map) -> CropRanker:

@@ -5,8 +5,9 @@ For a person with a model, a picture and a folder; `ard.detector.method` asks th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ard.detector.closeup import CloseUp, SecondLook, raised
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
+from ard.detector.published import Pictures
 from ard.detector.readings import Readings, read
 from ard.images import ImageError, Source
 from ard.records import Attribution
@@ -43,6 +45,7 @@ class Index:
 
     batches: tuple[tuple[tuple[str, ...], tuple[Prepared, ...], Any], ...]  # names, pictures, features
     skipped: tuple[Skipped, ...]
+    looks: dict[CloseUp, SecondLook] = field(default_factory=dict)  # close-ups seen so far
 
     def __len__(self) -> int:
         return sum(len(names) for names, *_ in self.batches)
@@ -53,7 +56,7 @@ class Answer:
     """Strongest first; box xyxy in pixels of the training picture. `ranked` and `skipped` add up to the gallery.
 
     `chances` are those of each picture in `found` to be the source, `sure` is that of the gallery to hold it at all, the sum over
-    all pictures ranked. They come from the scores in `found` and those of the exemplar's own token (`ard.detector.reading`), as
+    all pictures ranked. They come from the scores in `found` and those of the exemplar's own token (`ard.detector.tied`), as
     validation showed what these say (`ard.chances`). Empty and None where the detector was not asked that (`config.calibration`),
     or nothing was ranked.
     """
@@ -76,13 +79,17 @@ class Attributor:
 
     @torch.no_grad()
     def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
-        """Encode a gallery: names and pictures, or a list of files. What cannot be read is listed, the others go on.
+        """Encode a gallery: names and pictures, or a list of files. What cannot be read, or is listed twice, is skipped, the others go
+        on. TypeError for one path alone.
 
         Only pictures of one size share a batch: padding would change what a backbone sees at the border, and a picture's score
         must not depend on its neighbours.
         """
+        if isinstance(gallery, (str, Path)):
+            raise TypeError(f"gallery: expected names and pictures, or a list of files, found one path, {gallery}; list a folder's files")
         items = dict(gallery) if isinstance(gallery, Mapping) else {str(path): path for path in gallery}
-        batches, skipped, waiting = [], [], {}
+        twice = [] if isinstance(gallery, Mapping) else [name for name, n in Counter(map(str, gallery)).items() for _ in range(n - 1)]
+        batches, skipped, waiting = [], [Skipped(name, "listed twice") for name in twice], {}
         for name, source in tqdm(items.items(), desc="gallery", mininterval=5, disable=len(items) < 100):
             try:
                 ready = self.processor(source, name=name)
@@ -95,19 +102,17 @@ class Attributor:
                 batches.append(self._encoded(waiting.pop(ready.transform.size)))
         return Index((*batches, *map(self._encoded, waiting.values())), tuple(skipped))
 
-    @torch.no_grad()
-    def ask(self, query: Source, query_box, prompt: str | None) -> Prompt:
-        """The query's side alone: class phrase and exemplar token of the box, xyxy pixels of the picture."""
-        return self._asked(self._ready(query, query_box), prompt)
-
-    def _ready(self, query: Source, query_box) -> Prepared:
-        return self.processor(query, [query_box], name="query")
-
     def _asked(self, ready: Prepared, prompt: str | None) -> Prompt:
+        """The query's side alone: class phrase and exemplar token of the box."""
         if prompt is not None and not prompt.strip():
             raise ValueError("prompt: expected the name of what is in the box, or None for the box alone; found an empty text")
         boxes = torch.as_tensor(ready.boxes, dtype=torch.float32)
-        return self.detector.encode_query(self.processor.collate([ready]), boxes, [prompt])
+        return self.detector.encode_query(self._collated([ready]), boxes, [prompt])
+
+    def _collated(self, ready: Sequence[Prepared]) -> Pictures | np.ndarray:
+        """A batch, where the detector is."""
+        batch = self.processor.collate(ready)
+        return Pictures(*(part.to(self.detector.device) for part in batch)) if isinstance(batch, Pictures) else batch
 
     def attribute(self, query: Source, query_box, prompt: str | None, gallery: Index | Mapping[str, Source] | Sequence[str | Path],
                   top_k: int = 10, prior: float = 0.5) -> Answer:
@@ -131,7 +136,7 @@ class Attributor:
             raise ValueError(f"top_k: expected at least 1, found {top_k}")
         if not 0 < prior < 1:
             raise ValueError(f"prior: expected a chance between 0 and 1, found {prior}")
-        ready = [self._ready(picture, box) for picture, box in pictures]
+        ready = [self.processor(picture, [box], name="query") for picture, box in pictures]
         asked = [self._asked(one, prompt) for one in ready]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         found = [self._read(one, index) for one in asked]
@@ -162,21 +167,23 @@ class Attributor:
     def _looks(self, ready: Sequence[Prepared], said: Sequence[Sequence[Attribution]], index: Index) -> Looks:
         if self.closeup is None or not len(index):
             return None
-        look, seen = SecondLook(self.closeup), [picture.image for _, batch, _ in index.batches for picture in batch]
+        look = index.looks.setdefault(self.closeup, SecondLook(self.closeup))
+        seen = [picture.image for _, batch, _ in index.batches for picture in batch]
         return [look(one.image, one.boxes[0], answers, seen) for one, answers in zip(ready, said)]
 
     def _read(self, asked: Prompt, index: Index) -> Readings:
         """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
         def of(batch) -> Readings:
-            names, _, features = batch
-            return read(self.detector, asked, features, names, (self.detector.config.adapters,))[0]
+            names, pictures, features = batch
+            frames = torch.tensor(np.stack([picture.frame for picture in pictures])) if self.processor.square else None
+            return read(self.detector, asked, features, names, (self.detector.config.adapters,), frames)[0]
 
         small = isinstance(self.detector, AttributionGroundingDinoForObjectDetection)
         return Readings.joined(side_by_side(of, index.batches) if small else [of(batch) for batch in index.batches])
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)
-        return names, pictures, self.detector.encode_image(self.processor.collate(pictures))
+        return names, pictures, self.detector.encode_image(self._collated(pictures))
 
 
 def _raised(said: Sequence[Sequence[Attribution]], looks: Looks) -> Sequence[Sequence[Attribution]]:

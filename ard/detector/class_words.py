@@ -16,12 +16,13 @@ from torch import Tensor
 from ard.detector.criterion import Targets
 from ard.detector.features import IMAGE_SIZE
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.phases import FLIPS, PhaseData, _rival, set_trainable
+from ard.detector.phases import FLIPS, PhaseData, _rival, moved_boxes, one_source, set_trainable
 from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, Prompt, build_prompt
-from ard.detector.rendered_pairs import CHUNK, _different_individuals
+from ard.detector.rendered_pairs import CHUNK
 from ard.detector.train import Batch, TrainSettings, supervised_loss, train
 from ard.geometry import to_cxcywh
 from ard.records import Dataset
+from ard.rendered import base_individuals
 from ard.validation import Watch
 from ard.world import World
 
@@ -39,13 +40,13 @@ class Shown:
 def shown_in(things: Sequence[Thing]) -> Shown:
     """Their boxes in both mirrorings."""
     boxes = np.array([box for _, box in things], float).reshape(-1, 4)
-    both = [to_cxcywh(flip.boxes(boxes, 0)[0], IMAGE_SIZE, IMAGE_SIZE) if len(boxes) else boxes for flip in FLIPS]
+    both = [to_cxcywh(moved_boxes(flip, boxes), IMAGE_SIZE, IMAGE_SIZE) if len(boxes) else boxes for flip in FLIPS]
     return Shown(tuple(name for name, _ in things), np.stack(both))
 
 
 def shown_in_split(dataset: Dataset, split: str) -> list[Shown]:
     """Of every gallery image of a split what its records say; of a source R_X, the box that phase 1 teaches."""
-    sources = {s.exemplar_file: s for s in dataset.samples[split]}
+    sources = one_source(dataset.samples[split])
     found = []
     for image in dataset.gallery[split]:
         own = sources.get(image.file)
@@ -59,7 +60,7 @@ def shown_in_pairs(world: World, pairs: PhaseData, seed: int = 0) -> list[Shown]
 
     ValueError where a source does not lie where it does in `pairs`.
     """
-    people, found = _different_individuals(world, len(pairs.shown), np.random.default_rng([seed, 7])), []
+    people, found = base_individuals(world, len(pairs.shown), np.random.default_rng([seed, 7])), []
     for start in range(0, len(people), CHUNK):
         rng = np.random.default_rng([seed, 8, start])
         for person in people[start : start + CHUNK]:

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ard.detector.features import IMAGE_SIZE, REGION, image_features, region_vectors
+from ard.detector.phases import one_source
 from ard.detector.whitening import whitener
 from ard.files import FileError, atomic_write_bytes, atomic_write_json, read_json
 from ard.geometry import GeometryError, as_boxes
@@ -145,7 +146,7 @@ class Regions:
         """R_Q of all samples of a split, and who stands in each image of its gallery, asked about (R_X) or not: one in each, as in
         `mini-coco`."""
         samples = dataset.samples[split]
-        asked = {s.exemplar_file: (s.exemplar_box, s.class_name) for s in samples}
+        asked = {file: (s.exemplar_box, s.class_name) for file, s in one_source(samples).items()}
         shown = {im.file: asked.get(im.file) or next((o.box, o.class_name) for o in im.objects if o.individual_id)
                  for im in dataset.gallery[split]}
         photos = region_closeups(np.stack([dataset.pixels(file) for file in shown]), [box for box, _ in shown.values()], margin)
@@ -205,8 +206,8 @@ def _logistic(photos: Tensor, drawn: Tensor, owners: np.ndarray, classes: np.nda
 
 # ---- beside a detector's answers -------------------------------------------------------------------------------------
 class SecondLook:
-    """What close-ups say of a detector's answers. Its box in an image hardly changes from query to query, so vectors are kept, by image
-    and box in whole pixels."""
+    """What close-ups say of a detector's answers. Many boxes come again from query to query, so vectors are kept, by image and box in
+    whole pixels."""
 
     def __init__(self, closeup: CloseUp):
         self.closeup = closeup

@@ -50,10 +50,11 @@ def make_targets(boxes: Sequence[np.ndarray | Tensor], labels: Sequence[Sequence
     """Per image boxes (n, 4) cxcywh in [0, 1] and n phrase indices; `phrase_map` (B, P, T) from
     `prompts.phrase_map`."""
     most = max((len(b) for b in boxes), default=0)
+    where = phrase_map.device
     out = Targets(
-        torch.zeros(len(boxes), most, 4),
-        torch.zeros(len(boxes), most, phrase_map.shape[-1]),
-        torch.zeros(len(boxes), most, dtype=torch.bool),
+        torch.zeros(len(boxes), most, 4, device=where),
+        torch.zeros(len(boxes), most, phrase_map.shape[-1], device=where),
+        torch.zeros(len(boxes), most, dtype=torch.bool, device=where),
     )
     for i, (box, label) in enumerate(zip(boxes, labels)):
         if len(box) != len(label):
@@ -103,7 +104,7 @@ def matching_cost(logits: Tensor, boxes: Tensor, targets: Targets, weights: Weig
 def hungarian(cost: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Best one-to-one assignment per image: (image, region, object) index vectors of equal length."""
     images, regions, objects = [], [], []
-    for i, (table, count) in enumerate(zip(cost.numpy(), real.sum(1).tolist())):
+    for i, (table, count) in enumerate(zip(cost.cpu().numpy(), real.sum(1).tolist())):
         rows, columns = linear_sum_assignment(table[:, :count])
         images += [i] * len(rows)
         regions += rows.tolist()

@@ -42,10 +42,6 @@ class DetectorMethod:
         return plain.named("ARD-") | adapted.named("ARD")
 
     def _read(self, query: Query, gallery: Gallery, variants: tuple[bool, ...]) -> list[Readings]:
-        return read(self.model, self.prompt(query), self._features(gallery), [image.image_id for image in gallery], variants)
-
-    def _features(self, gallery: Gallery) -> Tensor:
-        """Of its images, in order; kept until another gallery is asked."""
-        if gallery is not self._gallery[0]:
+        if gallery is not self._gallery[0]:  # features are kept until another gallery is asked
             self._gallery = gallery, self.cache(np.stack([gallery.pixels(image) for image in gallery]))
-        return self._gallery[1]
+        return read(self.model, self.prompt(query), self._gallery[1], [image.image_id for image in gallery], variants)

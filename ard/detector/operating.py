@@ -18,6 +18,6 @@ def save_operating_point(folder: str | Path, threshold: float, **measured: float
 def load_threshold(folder: str | Path) -> float:
     """The score from which a box of this detector counts. Raises FileError naming the file."""
     threshold = read_json(Path(folder) / FILE).get("threshold")
-    if not isinstance(threshold, float) or not 0 <= threshold <= 1:
+    if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise FileError(f"{Path(folder) / FILE}: expected a threshold between 0 and 1, found {threshold!r}")
     return threshold

@@ -19,10 +19,12 @@ from ard.detector.negatives import NEGATIVES, Draw, draw_negatives
 from ard.detector.objectives import image_scores, infonce, ranking_loss, strongest
 from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, build_prompt, phrase_map
 from ard.detector.train import Batch, TrainSettings, supervised_loss, train
+from ard.files import sha256_bytes
 from ard.geometry import Transform, to_cxcywh
 from ard.records import Dataset, Sample
 
 FLIPS = (Transform(IMAGE_SIZE, IMAGE_SIZE), Transform(IMAGE_SIZE, IMAGE_SIZE).hflip())
+FROZEN = ("model.backbone.", "model.text_backbone.", "query_backbone.")  # of `AttributionDetector`; the mini world's are no part of it
 LIT = (TEXT, EXEMPLAR)  # kinds of tokens whose target is 1 on R_X
 
 
@@ -37,12 +39,18 @@ class PhaseData:
     names: tuple[str, ...]  # (S,) class names
     shown: tuple[frozenset[str], ...]  # (G,) classes known to be in each gallery image
 
+    @property
+    def digest(self) -> str:
+        """Hash of who is where, by which a checkpoint knows what it was learned from."""
+        return sha256_bytes(self.boxes.tobytes() + self.source.tobytes() + "\n".join(self.names).encode())
+
 
 def load_phase_data(
     dataset: Dataset, split: str, cache: FeatureCache, samples: Sequence[Sample] | None = None
 ) -> PhaseData:
     """Encode the gallery and the queries of a split (or of the chosen samples) in both mirrorings."""
     samples = dataset.samples[split] if samples is None else samples
+    one_source(samples)
     images = dataset.gallery[split]
     where = {image.file: i for i, image in enumerate(images)}
     pictures = [dataset.pixels(image.file) for image in images]
@@ -50,8 +58,7 @@ def load_phase_data(
     queries = query_vectors(dataset, samples, cache)
     boxes = np.stack(
         [
-            to_cxcywh(np.concatenate([t.boxes([s.exemplar_box], 0)[0] for s in samples]), IMAGE_SIZE, IMAGE_SIZE)
-            for t in FLIPS
+            to_cxcywh(moved_boxes(t, np.array([s.exemplar_box for s in samples])), IMAGE_SIZE, IMAGE_SIZE) for t in FLIPS
         ]
     )
     return PhaseData(
@@ -64,9 +71,21 @@ def load_phase_data(
     )
 
 
+def one_source(samples: Sequence[Sample]) -> dict[str, Sample]:
+    """The last sample of each gallery file, as what stands in it is told by its file. ValueError where a file holds two exemplars."""
+    found = {s.exemplar_file: s for s in samples}
+    for sample in samples:
+        if (other := found[sample.exemplar_file].concept_id) != sample.concept_id:
+            raise ValueError(f"{sample.exemplar_file}: expected one exemplar in a picture, found {sample.concept_id} and {other}")
+    return found
+
+
 def moved_boxes(transform: Transform, boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) xyxy pixels after the transform that moves their picture."""
-    return transform.boxes(boxes, 0)[0]
+    """(N, 4) xyxy pixels after the transform that moves their pictures. ValueError for one that lies outside of its picture."""
+    moved, kept = transform.boxes(boxes, 0)
+    if not kept.all():
+        raise ValueError(f"box {np.asarray(boxes)[~kept][0].tolist()} lies outside of its picture of {transform.width} x {transform.height}")
+    return moved
 
 
 def query_vectors(
@@ -178,7 +197,8 @@ def train_phase1(
     model.set_adapters(False)
     set_trainable(model, adapters=False)
     batches = phase1_batches(data, names, settings.batch_size, other_names, rivals, absent, **told)
-    return train(model, batches, settings, folder, watched(supervised_loss(settings)), name="phase 1")
+    recipe = {"data": data.digest, "names": list(names), "other_names": other_names, "rivals": rivals, "absent": absent}
+    return train(model, batches, settings, folder, watched(supervised_loss(settings)), name="phase 1", recipe=recipe)
 
 
 # ---- phase 2 ---------------------------------------------------------------------------------------------------------
@@ -210,7 +230,7 @@ def phase2_batches(
 def orthogonality(matrix: Tensor) -> Tensor:
     """||W W^T - I||, the paper's un-squared Frobenius norm; its gradient at W = I is 0/0, hence the floor under the
     root."""
-    gap = matrix @ matrix.T - torch.eye(len(matrix))
+    gap = matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)
     return (gap.square().sum() + 1e-12).sqrt()
 
 
@@ -254,9 +274,9 @@ def phase2_loss(
 
 
 def set_trainable(model: nn.Module, adapters: bool) -> None:
-    """Phase 2 (`adapters`) trains F and F~ alone, phase 1 everything else."""
+    """Phase 2 (`adapters`) trains F and F~ alone, phase 1 everything else but the backbones, which stay as they are."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("score_head.region.", "score_head.token.")) == adapters)
+        parameter.requires_grad_(not name.startswith(FROZEN) and name.startswith(("score_head.region.", "score_head.token.")) == adapters)
 
 
 def train_phase2(
@@ -273,7 +293,8 @@ def train_phase2(
     objective: str = "focal",
     **told,
 ) -> list[dict]:
-    """ARD: F and F~ from the identity, everything else as phase 1 left it; `batch_size` counts positives.
+    """ARD: F and F~ from where they are (fresh ones are the identity), everything else as phase 1 left it; `batch_size` counts
+    positives.
 
     adapter: what F and F~ are, a key of `score_head.ADAPTERS`; the paper's are linear. negatives: a key of
     `negatives.NEGATIVES`. objective: as in `phase2_loss`. told: what ablations change in `phase2_batches`.
@@ -283,4 +304,6 @@ def train_phase2(
     set_trainable(model, adapters=True)
     batches = phase2_batches(data, settings.batch_size, k, NEGATIVES[negatives], **told)
     loss = phase2_loss(settings, lambda_cls, lambda_reg, objective, keep=k if negatives == "mined" else 0)
-    return train(model, batches, settings, folder, watched(loss), name="phase 2")
+    recipe = {"data": data.digest, "k": k, "lambda_cls": lambda_cls, "lambda_reg": lambda_reg, "adapter": adapter,
+              "negatives": negatives, "objective": objective}
+    return train(model, batches, settings, folder, watched(loss), name="phase 2", recipe=recipe)

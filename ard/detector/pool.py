@@ -40,14 +40,14 @@ class ScenePool:
 def build_pool(
     world: World, scenes: int, seed: int, folder: str | Path | None = None, split: str = "base", blemish: Blemish | None = None
 ) -> ScenePool:
-    """Render and encode `scenes` scenes in chunks, each kept in `folder` when given, so that a killed run goes on.
+    """Render and encode `scenes` scenes in chunks, each kept in `folder` (one for each world) when given, so that a killed run goes on.
 
     blemish: gives every fourth scene the flaws of a generated picture: in those, too, a detector must find its way.
     """
     parts = []
     for start in tqdm(range(0, scenes, CHUNK), desc=f"scene pool ({split})", mininterval=2):
         n = min(CHUNK, scenes - start)
-        path = Path(folder) / f"pool-{split}-{seed}-{start}-{n}-{VERSION}.npz" if folder else None
+        path = Path(folder) / f"pool-{split}-{seed}-{start}-{n}{'-blemished' * bool(blemish)}-{VERSION}.npz" if folder else None
         parts.append((start, kept_arrays(path, partial(_chunk, world, n, [seed, start], split, blemish))))
     features = torch.empty(scenes, PACKED, dtype=torch.float16)
     for start, part in parts:

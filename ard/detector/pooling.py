@@ -30,6 +30,6 @@ def pooled(words: Tensor, likeness: Tensor, boxes: Tensor, temperature: float) -
         raise ValueError(f"pooling: expected a temperature above 0, found {temperature}")
     alike = (torch.log_softmax(words / temperature, 1) + likeness).logsumexp(1)
     shares = torch.softmax((words + likeness) / temperature, 1)
-    overlap = torch.stack([box_iou(one, one) for one in boxes]) ** 2
+    overlap = torch.stack([box_iou(one, one) for one in boxes]).nan_to_num() ** 2  # of boxes without area: 0
     best = (overlap @ shares[..., None])[..., 0].argmax(1)
     return (words.amax(1) + alike).sigmoid(), boxes[torch.arange(len(boxes)), best]

@@ -29,6 +29,11 @@ class Prepared:
     boxes: np.ndarray  # (N, 4) xyxy pixels of `image`
     transform: Transform
 
+    @property
+    def frame(self) -> np.ndarray:
+        """(4,) float32: where the picture that came in lies in `image`, xyxy pixels; the rest is margin."""
+        return self.transform.boxes([[0, 0, self.transform.width, self.transform.height]], 0)[0][0].astype(np.float32)
+
     def back(self, boxes) -> np.ndarray:
         """Boxes (N, 4) of `image` -> xyxy pixels of the picture that came in."""
         return self.transform.back(boxes)

@@ -1,6 +1,6 @@
 """One pass of a detector, read in three ways: which image it is, whether it is there at all, and what the words say by themselves.
 
-A tied detector, the one that it is a copy of (`ard.detector.reading`) and its words differ in the last step alone, by which regions and
+A tied detector, the one that it is a copy of (`ard.detector.tied`) and its words differ in the last step alone, by which regions and
 tokens become scores; all before it, which takes nearly all the time, is shared here. Not in the paper.
 """
 
@@ -15,7 +15,7 @@ from ard.detector.joint import JointDetector, Match
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.pooling import pooled
 from ard.detector.prompts import EXEMPLAR, Prompt
-from ard.detector.score import BATCH, Features, phrase_scores, rank_variants
+from ard.detector.score import BATCH, Features, beside, phrase_scores, rank_variants, strongest
 from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
 from ard.records import Attribution
 from ard.threads import side_by_side
@@ -45,56 +45,58 @@ class Readings:
 
 @torch.no_grad()
 def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequence[str],
-         variants: Sequence[bool] = (False, True)) -> list[Readings]:
+         variants: Sequence[bool] = (False, True), frames: torch.Tensor | None = None) -> list[Readings]:
     """One query (a prompt of one row and one phrase) against what `encode_image` gave of a gallery, in one forward pass: its readings
     without F and F~ (ARD-) and with them (ARD). A small detector is asked parts of the gallery side by side.
 
     A detector that is not tied has one reading: it judges as it ranks (`score.rank_variants`), and has no words apart. A tied one whose
-    configuration has a temperature for it (`pooling`) answers with all regions of an image, other ones with the strongest. ValueError:
-    it pools, and the query has no exemplar, or several.
+    configuration has a temperature for it (`pooling`) answers with all regions of an image, other ones with the strongest. frames
+    (N, 4): the part of each image, xyxy pixels, that is picture and not margin; regions beside it are no answers. ValueError: the
+    detector pools, and the query has no exemplar, or several.
     """
     if not isinstance(model, AttributionGroundingDinoForObjectDetection):
-        return _as_ranked(model, query, gallery, image_ids, variants)
+        return _as_ranked(model, query, gallery, image_ids, variants, frames)
     one = _read if isinstance(model, TiedGroundingDinoForObjectDetection) else _as_ranked
     rows = [slice(start, start + BATCH) for start in range(0, len(gallery), BATCH)]
     model.eval()
-    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants), rows)
+    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants, None if frames is None else frames[some]), rows)
     return [Readings.joined([part[i] for part in parts]) for i in range(len(variants))]
 
 
-def _as_ranked(model: JointDetector, query: Prompt, gallery: Features, names: Sequence[str], variants: Sequence[bool]) -> list[Readings]:
-    return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, names, variants)]
+def _as_ranked(model: JointDetector, query: Prompt, gallery: Features, names: Sequence[str], variants: Sequence[bool],
+               frames: torch.Tensor | None) -> list[Readings]:
+    return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, names, variants, frames)]
 
 
 def _read(model: TiedGroundingDinoForObjectDetection, query: Prompt, gallery: Features, names: Sequence[str],
-          variants: Sequence[bool]) -> list[Readings]:
+          variants: Sequence[bool], frames: torch.Tensor | None) -> list[Readings]:
     asked = query.expand(len(gallery))
     match = AttributionGroundingDinoForObjectDetection.match(model, gallery, asked, adapted=False)  # as it was trained
+    outside = None if frames is None else beside(match.boxes, frames)
     tokens, likeness, found = tied(match.tokens, asked), model.config.likeness_weight * match.likeness, []
     for adapted in variants:
         own, words = (model.score_head(match.regions, of, match.present, adapted) for of in (match.tokens, tokens))
-        found.append(Readings(_answers(model, asked, words, likeness, match, names),
-                              _strongest(model, asked, own + match.likeness, match, names),
-                              _answers(model, asked, words, 0 * likeness, match, names)))
+        found.append(Readings(_answers(model, asked, words, likeness, match, names, outside),
+                              _strongest(model, asked, own + match.likeness, match, names, outside),
+                              _answers(model, asked, words, 0 * likeness, match, names, outside)))
     return found
 
 
 def _answers(model: TiedGroundingDinoForObjectDetection, asked: Prompt, words: torch.Tensor, likeness: torch.Tensor, match: Match,
-             names: Sequence[str]) -> list[Attribution]:
+             names: Sequence[str], outside: torch.Tensor | None) -> list[Attribution]:
     """From all regions, where the detector pools them, or from the strongest."""
     if not model.config.pooling:
-        return _strongest(model, asked, words + likeness, match, names)
+        return _strongest(model, asked, words + likeness, match, names, outside)
     exemplar = asked.kind[0] == EXEMPLAR
     if exemplar.sum() != 1:
         raise ValueError(f"pooling: expected a query of one exemplar, found {int(exemplar.sum())}")
-    said = (logits[..., exemplar][..., 0].float() for logits in (words, likeness))
-    return _listed(names, *pooled(*said, match.boxes, model.config.pooling))
+    said, alike = (logits[..., exemplar][..., 0].float() for logits in (words, likeness))
+    if outside is not None:
+        said = said.masked_fill(outside, -torch.inf)
+    scores, boxes = pooled(said, alike, match.boxes, model.config.pooling)
+    return strongest(names, scores[:, None], boxes[:, None])
 
 
-def _strongest(model: JointDetector, asked: Prompt, logits: torch.Tensor, match: Match, names: Sequence[str]) -> list[Attribution]:
-    scores, best = phrase_scores(logits.float(), asked, model.config.score_rule)[..., 0].max(-1)
-    return _listed(names, scores, match.boxes[torch.arange(len(best)), best])
-
-
-def _listed(names: Sequence[str], scores: torch.Tensor, boxes: torch.Tensor) -> list[Attribution]:
-    return [Attribution(name, tuple(box), score) for name, box, score in zip(names, boxes.tolist(), scores.tolist(), strict=True)]
+def _strongest(model: JointDetector, asked: Prompt, logits: torch.Tensor, match: Match, names: Sequence[str],
+               outside: torch.Tensor | None) -> list[Attribution]:
+    return strongest(names, phrase_scores(logits.float(), asked, model.config.score_rule)[..., 0], match.boxes, outside)

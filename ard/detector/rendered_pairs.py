@@ -17,6 +17,7 @@ from ard.detector.phases import FLIPS, PhaseData, picture_regions
 from ard.files import kept_arrays
 from ard.generator import Blemish
 from ard.geometry import to_cxcywh
+from ard.rendered import base_individuals
 from ard.world import Scene, World
 
 CHUNK = 200  # individuals rendered, encoded and written at once
@@ -34,13 +35,13 @@ def rendered_pairs(
     medium.
 
     blemish: gives scenes the blemishes of generated pictures; every second query goes through it.
-    Chunks are kept in `folder` when given, so that a killed run goes on; equal arguments give equal pairs.
+    Chunks are kept in `folder` (one for each world) when given, so that a killed run goes on; equal arguments give equal pairs.
     """
-    people = _different_individuals(world, individuals, np.random.default_rng([seed, 7]))
+    people = base_individuals(world, individuals, np.random.default_rng([seed, 7]))
     parts = []
     for start in tqdm(range(0, individuals, CHUNK), desc="rendered pairs", mininterval=5):
         some = people[start : start + CHUNK]
-        path = Path(folder) / f"pairs-{seed}-{views}-{start}-{len(some)}-{VERSION}.npz" if folder else None
+        path = Path(folder) / f"pairs-{seed}-{views}-{start}-{len(some)}{'-blemished' * bool(blemish)}-{VERSION}.npz" if folder else None
         parts.append(kept_arrays(path, partial(_chunk, world, some, views, [seed, 8, start], blemish)))
     gallery = torch.cat([torch.from_numpy(p["gallery"]) for p in parts], 1)
     queries = torch.cat([torch.from_numpy(p["queries"]) for p in parts], 1)
@@ -66,16 +67,6 @@ def joined(first: PhaseData, second: PhaseData) -> PhaseData:
         first.names + second.names,
         first.shown + second.shown,
     )
-
-
-def _different_individuals(world: World, count: int, rng: np.random.Generator) -> list:
-    chosen = {}
-    for _ in range(200 * count):
-        if len(chosen) == count:
-            return list(chosen.values())
-        person = world.individual(world.classes[len(chosen) % len(world.classes)], "base", rng)
-        chosen.setdefault(person.individual_id, person)
-    raise ValueError(f"the base drawings do not give {count} different individuals, only {len(chosen)}")
 
 
 def _chunk(world: World, people: list, views: int, seed: list[int], blemish: Blemish | None) -> dict[str, np.ndarray]:

@@ -114,10 +114,12 @@ def rank_variants(
     gallery: Features,
     image_ids: Sequence[str],
     variants: Sequence[bool] = (False, True),
+    frames: Tensor | None = None,
 ) -> list[list[Attribution]]:
     """One query (a prompt of one row and one phrase) against what `encode_image` gave of a gallery, in one forward pass.
 
-    Returns a list of attributions in gallery order for each variant: without F and F~ (ARD-) and with them (ARD).
+    Returns a list of attributions in gallery order for each variant: without F and F~ (ARD-) and with them (ARD). frames: as
+    `beside` takes them, where pictures have a margin.
     """
     model.eval()
     answers: list[list[Attribution]] = [[] for _ in variants]
@@ -129,17 +131,26 @@ def rank_variants(
             logits = match.logits
             if adapted:
                 logits = model.score_head(match.regions, match.tokens, match.present, True) + match.likeness
-            scores, best = phrase_scores(logits, asked, model.config.score_rule)[..., 0].max(-1)
-            boxes = match.boxes[torch.arange(len(part)), best]
-            answer += [
-                Attribution(name, tuple(box), score)
-                for name, box, score in zip(image_ids[start : start + BATCH], boxes.tolist(), scores.tolist())
-            ]
+            outside = None if frames is None else beside(match.boxes, frames[start : start + BATCH])
+            scores = phrase_scores(logits, asked, model.config.score_rule)[..., 0]
+            answer += strongest(image_ids[start : start + BATCH], scores, match.boxes, outside)
     return answers
 
 
-def rank_gallery(
-    model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequence[str]
-) -> list[Attribution]:
-    """Each gallery image's strongest region for the query, by ARD when the adapters are set, else by ARD-."""
-    return rank_variants(model, query, gallery, image_ids, (model.config.adapters,))[0]
+def strongest(names: Sequence[str], scores: Tensor, boxes: Tensor, outside: Tensor | None = None) -> list[Attribution]:
+    """The region of the highest score (B, N) in each of B images, but for those `outside`; boxes (B, N, 4)."""
+    best, at = (scores if outside is None else scores.masked_fill(outside, -torch.inf)).max(-1)
+    found = boxes[torch.arange(len(at)), at]
+    return [Attribution(name, tuple(box), score) for name, box, score in zip(names, found.tolist(), best.tolist(), strict=True)]
+
+
+def beside(boxes: Tensor, frames: Tensor) -> Tensor:
+    """(B, N) bool: the middle of a box (B, N, 4) lies outside of its image's frame (B, 4), the part of it that is picture and not
+    margin; all False where every box does.
+
+    >>> beside(torch.tensor([[[0.0, 0, 8, 4], [0, 3, 8, 8]]]), torch.tensor([[0.0, 0, 8, 5]])).tolist()
+    [[False, True]]
+    """
+    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+    outside = ((middle < frames[:, None, :2]) | (middle > frames[:, None, 2:])).any(-1)
+    return outside & ~outside.all(1, keepdim=True)

@@ -1,23 +1,25 @@
 """ARD's reading of a trained detector: the exemplar token scores a region by what the words of its phrase say of it, plus the
 likeness head. Words tell the class, the likeness the individual; what the decoder learned of exemplars is left out.
 
-Not in the paper. Notebook 28 asks what each part is worth.
+That says which image it is. Some image of the class always has the words, and something that looks like the exemplar; whether the
+source is *there* is told by the exemplar's own token (`untied`), which was taught with captions that nothing answers
+(`phase1.absent`) and with negatives (phase 2). Not in the paper. Notebook 28 asks what each reading is worth.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ard.detector.joint import Match
+from ard.detector.joint import JointDetector, Match
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
 from ard.detector.model import load_detector as load_untied
 from ard.detector.prompts import EXEMPLAR, TEXT, Prompt
-
+from ard.files import FileError, read_json
 
 READING = ("likeness_weight", "pooling")  # the settings that a tied detector has beyond those of the one it is a copy of
 
@@ -60,6 +62,35 @@ class TiedGroundingDinoForObjectDetection(AttributionGroundingDinoForObjectDetec
         return replace(found, tokens=tokens, likeness=likeness, layer_logits=logits)
 
 
+def untied(model: JointDetector) -> JointDetector:
+    """The detector that a tied one is a copy of, in the same mode, with its exemplars read by their own tokens plus the likeness
+    once, as both phases train it. A detector that is not tied is returned as it is."""
+    if not isinstance(model, TiedGroundingDinoForObjectDetection):
+        return model
+    made = AttributionGroundingDinoForObjectDetection(AttributionConfig(**shared(model.config)))
+    made.load_state_dict(model.state_dict())
+    return made.train(model.training)
+
+
+def read_as(model: AttributionGroundingDinoForObjectDetection, other: JointDetector) -> AttributionGroundingDinoForObjectDetection:
+    """A detector that is not tied, read as another one is: a tied copy with the other's settings, or the model as it is."""
+    if not isinstance(other, TiedGroundingDinoForObjectDetection):
+        return model
+    return TiedGroundingDinoForObjectDetection.of(model, **other.config.reading())
+
+
+def pooling_at(model: AttributionGroundingDinoForObjectDetection, temperature: float) -> AttributionGroundingDinoForObjectDetection:
+    """The detector, which from now on answers with all of an image's regions (`ard.detector.pooling`); with 0, its strongest.
+
+    ValueError: it is not tied, so it does not keep words and likeness apart.
+    """
+    if isinstance(model, TiedGroundingDinoForObjectDetection):
+        model.config.pooling = temperature
+    elif temperature:
+        raise ValueError(f"pooling {temperature}: only a tied detector pools; its phase 1 needs a likeness_weight")
+    return model
+
+
 def shared(config: AttributionConfig) -> dict:
     """The settings that a detector and a tied copy of it have alike."""
     own = {"backbone_config", "text_config", "model_type", *READING}
@@ -78,8 +109,12 @@ def tied(tokens: Tensor, prompt: Prompt) -> Tensor:
 
 
 def load_detector(folder: str | Path) -> AttributionGroundingDinoForObjectDetection:
-    """A saved detector, tied or not, as its folder says; in float32 and evaluation mode, from a local folder only."""
+    """A saved detector, tied or not, as its folder says; in float32 and evaluation mode, from a local folder only. FileError where it
+    is torn, or part of it is missing."""
     file = Path(folder) / "config.json"
-    if file.is_file() and json.loads(file.read_text()).get("model_type") == TiedConfig.model_type:
-        return TiedGroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    try:
+        if file.is_file() and read_json(file).get("model_type") == TiedConfig.model_type:
+            return TiedGroundingDinoForObjectDetection.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    except (OSError, SafetensorError) as error:
+        raise FileError(f"{folder}: no detector's folder ({error})") from None
     return load_untied(folder)

@@ -7,20 +7,24 @@ step, log.
 
 import dataclasses
 import io
+import json
 import math
+import pickle
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, NamedTuple
+from types import MappingProxyType
+from typing import Callable, Mapping, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ard.detector.criterion import Targets, detection_loss
 from ard.detector.prompts import Prompt
-from ard.files import FileError, atomic_write_bytes, write_jsonl
+from ard.files import FileError, atomic_write_bytes, sha256_bytes, write_jsonl
 
 
 class Batch(NamedTuple):
@@ -82,18 +86,21 @@ def train(
     folder: str | Path,
     loss_of: Callable | None = None,
     name: str = "train",
+    recipe: Mapping[str, object] = MappingProxyType({}),
 ) -> list[dict]:
     """Train the parameters that require gradients; returns the log rows, also in `folder`/log.jsonl.
 
     `make_batch(rng)` draws a batch from the generator of its step. Kill it at any moment: the next call goes on from
-    the
-    last checkpoint and ends in the same bytes. Raises FileError when the checkpoint was made with other settings.
+    the last checkpoint and ends in the same bytes. recipe: what decides batches and losses beside the settings, as JSON
+    values. Raises FileError when the checkpoint is torn, or was made with other settings, another recipe or other frozen
+    weights.
     """
     folder, loss_of = Path(folder), loss_of or supervised_loss(settings)
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     average = {n: p.detach().clone() for n, p in weights.items()} if settings.ema else {}
-    step, rows = _restore(folder / "checkpoint.pt", settings, weights, optimizer, average)
+    told = {"settings": dataclasses.asdict(settings), "recipe": json.loads(json.dumps(dict(recipe))), "frozen weights": _digest(model)}
+    step, rows = _restore(folder / "checkpoint.pt", told, weights, optimizer, average)
     model.train()
     sums: dict[str, float] = {}
     with tqdm(total=settings.steps, initial=step, desc=name, mininterval=2) as bar:
@@ -113,7 +120,8 @@ def train(
                 step % (settings.log_every * max(settings.checkpoint_every // settings.log_every, 1)) == 0
                 or step == settings.steps
             ):
-                _save(folder, settings, step, rows, weights, optimizer, average)
+                _save(folder, told, step, rows, weights, optimizer, average)
+    write_jsonl(folder / "log.jsonl", rows)
     with torch.no_grad():
         for key, value in average.items():
             weights[key].copy_(value)
@@ -137,12 +145,18 @@ def _one_step(model, make_batch, settings, loss_of, optimizer, weights, step) ->
     return log
 
 
-def _save(folder: Path, settings: TrainSettings, step: int, rows: list[dict], weights, optimizer, average) -> None:
+def _digest(model: nn.Module) -> str:
+    """Hash of what training leaves as it is."""
+    frozen = {name: p.detach().contiguous() for name, p in model.named_parameters() if not p.requires_grad}
+    return sha256_bytes("".join(name + sha256_bytes(save({"": p})) for name, p in frozen.items()).encode())
+
+
+def _save(folder: Path, told: dict, step: int, rows: list[dict], weights, optimizer, average) -> None:
     """One file holds everything, so that it can never be half new and half old; the readable log follows it."""
     buffer = io.BytesIO()
     torch.save(
         {
-            "settings": dataclasses.asdict(settings),
+            **told,
             "step": step,
             "rows": rows,
             "optimizer": optimizer.state_dict(),
@@ -155,12 +169,16 @@ def _save(folder: Path, settings: TrainSettings, step: int, rows: list[dict], we
     write_jsonl(folder / "log.jsonl", rows)
 
 
-def _restore(path: Path, settings: TrainSettings, weights, optimizer, average) -> tuple[int, list[dict]]:
+def _restore(path: Path, told: dict, weights, optimizer, average) -> tuple[int, list[dict]]:
     if not path.is_file():
         return 0, []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["settings"] != dataclasses.asdict(settings) or state["weights"].keys() != weights.keys():
-        raise FileError(f"{path}: made with other settings; delete it to train anew")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise FileError(f"{path}: no checkpoint ({error}); delete it to train anew") from None
+    other = [key for key in told if state.get(key) != told[key]] + ["weights"] * (state["weights"].keys() != weights.keys())
+    if other:
+        raise FileError(f"{path}: made with other {' and '.join(other)}; delete it to train anew")
     with torch.no_grad():
         for key, value in state["weights"].items():
             weights[key].copy_(value)

@@ -29,7 +29,7 @@ def give_likeness(model: AttributionGroundingDinoForObjectDetection, data: Phase
 
 
 def whiten_likeness(model: AttributionGroundingDinoForObjectDetection, data: PhaseData, shrinkage: float = 3.0) -> None:
-    """Give the model's likeness head a projection, for good, and the scale and threshold it starts from, which tell the
+    """Give the model's likeness head a projection, left alone by training until the model is saved, and the scale and threshold it starts from, which tell the
     individuals of `data` apart. In closed form: whitened within individuals, then the few directions in which all are longest.
 
     Trained on in phase 1, the projection finds fewer individuals than left as it is. shrinkage: as in `within_covariance`.

@@ -1,18 +1,24 @@
-"""Builds `data/world/artwork` from the packages that carry the drawings; run by hand when the world is extended.
+"""Builds the pictures of `data/world/artwork` from the packages that carry the drawings; run by hand when the world is extended,
+after a row of `data/world/catalogue.csv` says what a new one is, where it comes from (`source`) and which split may use it.
 
     npm install @iconify-json/{noto,noto-v1,twemoji,fluent-emoji,fluent-emoji-flat,fxemoji,emojione}
     npm install @iconify-json/streamline-emojis
     apt-get download tuxpaint-stamps-default openclipart-png gcompris-qt-data xteddy
     dpkg -x FILE DEBIAN_ROOT   (each of the four)
     python -m ard.world.rasterise NODE_MODULES DEBIAN_ROOT data/world
+
+A group joins sister sets (noto/noto-v1, fluent/fluent-flat) and bodies that a designer used twice. Base groups are never exemplars;
+train, validation and test groups are disjoint except where a class has fewer than 8 of them (tests/test_world.py).
 """
 
+import csv
 import io
 import json
 import re
 import struct
 import sys
 import zlib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,41 +26,40 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-from ard.world.artwork import FILLER, Drawing, write_catalogue
-from ard.world.selection import DESIGNERS, FILLERS, SELECTION, SPLIT_OF_GROUP
+from ard.world.artwork import Drawing, write_catalogue
 
 SIDE = 96
-DEBIAN = {  # designer -> package, folder of its files (of its resource files, for GCompris)
-    "tux": ("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps/animals/mammals"),
-    "oc": ("openclipart-png", "usr/share/openclipart/png"),
-    "xteddy": ("xteddy", "usr/share/xteddy"),
-    **{name: ("gcompris-qt-data", "usr/share/gcompris-qt/rcc") for name in ("ignacio", "gcompris")},
-}
+DEBIAN = {"tuxpaint-stamps-default": "usr/share/tuxpaint/stamps/animals/mammals", "openclipart-png": "usr/share/openclipart/png",
+          "xteddy": "usr/share/xteddy", "gcompris-qt-data": "usr/share/gcompris-qt/rcc"}  # package -> folder of its files
 # streamline's shadows and a page behind GCompris' bear are no part of the animal
 BACKDROPS = r'<path fill="#45413c" d="[^"]*" opacity="\.15"/>|<rect style="fill:#e9afae[^>]*/>'
 
 
 def main(node_modules: str, debian_root: str, target: str) -> None:
-    """Rasterise every selected drawing to a 96-pixel RGBA PNG and write the catalogue with its attribution."""
-    sets = {name: Path(node_modules) / f"@iconify-json/{name}" for name in DESIGNERS if name not in (*DEBIAN, "own")}
+    """Rasterise every drawing of the catalogue to a 96-pixel RGBA PNG; the catalogue is put in order, with the versions found."""
+    with (Path(target) / "catalogue.csv").open(newline="") as lines:
+        listed = [Drawing(**{**row, "splits": tuple(row["splits"].split())}) for row in csv.DictReader(lines)]
     drawings = []
-    for class_name, groups in {**SELECTION, FILLER: {f: (f,) for f in FILLERS}}.items():
-        for group, names in groups.items():
-            for name in names:
-                designer, _, icon = name.partition(":")
-                if designer == "own":
-                    row, picture = _own(target, icon)
-                else:
-                    row, picture = (_emoji(sets, designer, icon) if designer in sets else
-                                    _debian(debian_root, designer, icon))
-                slug = f"{class_name.replace(' ', '_')}-{designer}-{Path(icon).stem}".lower()
-                splits = ("base",) if class_name == FILLER else SPLIT_OF_GROUP[class_name][group]
-                drawings.append(Drawing(slug, class_name, f"{class_name}/{group}", designer, splits, **row))
-                out = Path(target) / drawings[-1].file
-                out.parent.mkdir(parents=True, exist_ok=True)
-                fit(picture).save(out, optimize=True)
+    for drawing in listed:
+        source, picture = opened(drawing.source, Path(node_modules), Path(debian_root), Path(target))
+        drawings.append(replace(drawing, source=source))
+        out = Path(target) / drawing.file
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fit(picture).save(out, optimize=True)
     write_catalogue(target, tuple(drawings))
     print(f"{len(drawings)} drawings written to {target}")
+
+
+def opened(source: str, node_modules: Path, debian_root: Path, target: Path) -> tuple[str, Image.Image]:
+    """A source, with the version that is there, and its picture. ValueError: it is of no kind that is known."""
+    origin, _, name = source.partition(": ")
+    if origin.startswith("npm "):
+        return _emoji(node_modules, origin.split()[1], name)
+    if origin.startswith("Debian "):
+        return source, _debian(debian_root, origin.split()[1], name)
+    if origin == "drawn for this world":
+        return source, _svg((target / name).read_text())
+    raise ValueError(f"source {source!r}: expected 'npm PACKAGE VERSION: ICON', 'Debian PACKAGE: FILE' or 'drawn for this world: FILE'")
 
 
 @cache
@@ -62,33 +67,22 @@ def _json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def _emoji(sets: dict, designer: str, icon: str) -> tuple[dict, Image.Image]:
-    folder = sets[designer]
-    data, version = _json(folder / "icons.json"), _json(folder / "package.json")["version"]
+def _emoji(node_modules: Path, package: str, icon: str) -> tuple[str, Image.Image]:
+    data, version = _json(node_modules / package / "icons.json"), _json(node_modules / package / "package.json")["version"]
     body, width, height = data["icons"][icon]["body"], data.get("width", 16), data.get("height", 16)
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
            f'viewBox="0 0 {width} {height}">{body}</svg>')
-    author, licence = DESIGNERS[designer]
-    return {"author": author, "licence": licence, "source": f"npm @iconify-json/{designer} {version}: {icon}"}, _svg(svg)
+    return f"npm {package} {version}: {icon}", _svg(svg)
 
 
-def _own(root: str, file: str) -> tuple[dict, Image.Image]:
-    author, licence = DESIGNERS["own"]
-    row = {"author": author, "licence": licence, "source": f"drawn for this world: drawn/{file}"}
-    return row, _svg((Path(root) / "drawn" / file).read_text())
-
-
-def _debian(root: str, designer: str, file: str) -> tuple[dict, Image.Image]:
-    author, licence = DESIGNERS[designer]
-    package, folder = DEBIAN[designer]
-    path = Path(root) / folder / file
+def _debian(root: Path, package: str, file: str) -> Image.Image:
+    path = root / DEBIAN[package] / file
     if package == "gcompris-qt-data":
         activity, _, name = file.partition("/")
-        content = _resource(Path(root) / folder / f"{activity}.rcc", f"/{name}")
+        content = _resource(root / DEBIAN[package] / f"{activity}.rcc", f"/{name}")
     else:  # birds live beside the mammals
-        content = (path if path.exists() else Path(root) / "usr/share/tuxpaint/stamps/animals" / file).read_bytes()
-    picture = _svg(content.decode()) if path.suffix == ".svg" else Image.open(io.BytesIO(content)).convert("RGBA")
-    return {"author": author, "licence": licence, "source": f"Debian {package}: {file}"}, picture
+        content = (path if path.exists() else root / "usr/share/tuxpaint/stamps/animals" / file).read_bytes()
+    return _svg(content.decode()) if path.suffix == ".svg" else Image.open(io.BytesIO(content)).convert("RGBA")
 
 
 def _resource(file: Path, wanted: str) -> bytes:

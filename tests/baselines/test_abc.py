@@ -19,7 +19,7 @@ from ard.config import ConfigError
 from ard.records import Gallery, Query
 from ard.world import World
 from tests.tiny_pipeline import tiny_pipeline
-from tests.toy_attribution import ROOT, toy_dataset
+from tests.toy_attribution import ROOT
 
 
 def mean_colour(images):
@@ -126,11 +126,6 @@ def test_augmented_copies_differ_and_plain_ones_are_one():
     assert found.shape == (3, 4, 768) and not (found[0] == found[1]).all(1).any()
     assert np.array_equal(found[2, 1], mild(images[1], np.random.default_rng([5, 2, 1])).reshape(-1))
     assert np.array_equal(augmented(images, flat, None, 3)[0], flat(images))
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -11,7 +11,6 @@ from ard.baselines.diffusion_matching import (
     DiffSim, Heads, MatchingConfig, aligned, covered, densest_box, looks_at, self_attention, self_attention_of)
 from ard.customize import encode
 from ard.records import Gallery, GalleryImage, Query, Sample
-from tests.tiny_pipeline import tiny_pipeline
 
 LAYERS = ("down_blocks.0.attentions.0", "up_blocks.1.attentions.1")
 BOX, ELSEWHERE = (16.0, 8.0, 40.0, 32.0), (32.0, 32.0, 56.0, 56.0)  # 3 x 3 cells of 8 px each
@@ -34,11 +33,6 @@ def with_copy(mine, rng):
     content = heads(rng, ELSEWHERE).value.clone()
     content[:, cells_of(ELSEWHERE)] = mine.value[:, cells_of(BOX)]
     return Heads(content, content, content)
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny_pipeline(tmp_path_factory.mktemp("pipe"))
 
 
 def test_features_are_the_same_alone_and_in_a_batch(pipe):

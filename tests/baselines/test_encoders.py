@@ -11,12 +11,6 @@ from ard.baselines import encoders
 from ard.baselines.encoders import EncoderError, hub_encoder, squares, unet_encoder, vae_encoder, vit_encoder
 from ard.baselines.self_supervised import ViTConfig, build_vit
 from ard.customize import encode as latents
-from tests.tiny_pipeline import tiny_pipeline
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny_pipeline(tmp_path_factory.mktemp("tokenizer"))
 
 
 def pictures(count=3, height=32, width=32):

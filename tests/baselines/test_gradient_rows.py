@@ -14,17 +14,11 @@ from ard.baselines.gradient_rows import (
     GradientConfig, GradientRanker, Model, chosen_weights, model_output, picture_gradient, projected, scores, taught_prompt)
 from ard.customize import encode
 from ard.records import Gallery, GalleryImage, Query, Sample
-from tests.tiny_pipeline import tiny_pipeline
 
 ONE = r"down_blocks\.0.*attn1\.to_q\.weight$"  # 256 weights
 CONFIG = GradientConfig(weights=ONE, times=2, projection=256, block=256, ridge=1e-4)
 SAMPLE = Sample("s", "q.png", (8.0, 8, 24, 24), "A photo of a <v1> cat on the beach.", "cat", "c", "x.png", (0.0, 0, 8, 8), 0,
                 "beach", "photo", "test", "i", "d", "g")
-
-
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny_pipeline(tmp_path_factory.mktemp("pipe"))
 
 
 @pytest.fixture(scope="module")

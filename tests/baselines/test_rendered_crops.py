@@ -8,11 +8,6 @@ from ard.baselines.rendered_crops import rendered_crops
 from ard.world import World
 
 
-@pytest.fixture(scope="module")
-def world():
-    return World.load("data/world")
-
-
 def test_each_individual_has_one_photo_and_its_queries(world):
     found = rendered_crops(world, 12, 2, seed=0)
     assert len(found.real) == 12 and len(found.queries) == 24 and found.owner.tolist() == [i // 2 for i in range(24)]

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ard.detector.features import image_features, region_vectors
-from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
 from ard.detector.phases import PhaseData
 from ard.detector.pool import ScenePool
 from ard.geometry import to_cxcywh, to_xyxy
+from tests.toy_attribution import tiny_detector
 
 COLOURS = {"cat": (220, 40, 40), "dog": (40, 180, 60), "bear": (40, 60, 220), "teddy bear": (230, 220, 50)}
 NAMES = tuple(COLOURS)
@@ -23,18 +23,7 @@ def square(rng: np.random.Generator, colour) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def tiny():
-    torch.manual_seed(0)
-    config = AttributionConfig(
-        d_model=32,
-        num_queries=6,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-    )
-    return AttributionGroundingDinoForObjectDetection(config).eval()
+    return tiny_detector()
 
 
 @pytest.fixture

@@ -10,17 +10,19 @@ from huggingface_hub import ModelCard, RepoUrl
 from PIL import Image
 
 from ard.chances import Chances
+from ard.cli import load_attributor
 from ard.detector.attribute import Attributor
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor
 from ard.detector.published import AttributionDetector
-from ard.detector.reading import untied
-from ard.detector.tied import TiedGroundingDinoForObjectDetection
+from ard.detector.tied import TiedGroundingDinoForObjectDetection, untied
 from ard.geometry import GeometryError
 from ard.images import ImageError
+from ard.records import Dataset
 from ard.together import Pool, once, together
 from tests.detector.conftest import COLOURS, square
 from tests.detector.official import small_config
+from tests.toy_attribution import ROOT
 
 BOX = [4.0, 6.0, 40.0, 38.0]
 
@@ -47,6 +49,33 @@ def test_answers_are_sorted_and_in_the_pictures_own_pixels(attributor, gallery):
     for one in answer.found:
         height, width = gallery[one.image_id].shape[:2]
         assert 0 <= one.box[0] < one.box[2] <= width and 0 <= one.box[1] < one.box[3] <= height
+
+
+def test_a_long_picture_is_never_answered_by_its_margin():
+    if not (ROOT / "data/models/ard/model.safetensors").is_file():
+        pytest.skip("the shipped detector is not here")
+    attributor, dataset = load_attributor(ROOT / "data/models/ard"), Dataset.load(ROOT / "data/mini-coco")
+    long = attributor.index({im.image_id: np.asarray(Image.fromarray(dataset.pixels(im.file)[24:40]).resize((320, 80)))
+                             for im in dataset.gallery["val"]})
+    for sample in dataset.samples["val"][::60]:
+        found = attributor.attribute(dataset.query(sample).image, sample.query_box, sample.class_name, long, top_k=len(long)).found
+        assert all(0 <= a.box[0] < a.box[2] <= 320 and 0 <= a.box[1] < a.box[3] <= 80 for a in found)
+
+
+def test_a_gallery_is_named_pictures_or_a_list_each_once(attributor, gallery, tmp_path):
+    file = tmp_path / "cat.png"
+    Image.fromarray(gallery["cat"]).save(file)
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(TypeError, match="one path"):
+            attributor.index(folder)
+    index = attributor.index([file, file, str(file)])
+    assert len(index) == 1 and [s.reason for s in index.skipped] == ["listed twice"] * 2
+
+
+def test_pictures_go_to_where_the_detector_is(gallery):
+    elsewhere = Attributor(AttributionDetector(small_config()).to("meta"), AttributionProcessor(96, 160))
+    ((_, _, maps),) = elsewhere.index({"cat": gallery["cat"]}).batches
+    assert maps.levels[0].device.type == maps.masks[0].device.type == "meta"
 
 
 def test_a_gallery_that_was_encoded_before_gives_the_same_bits(attributor, gallery):
@@ -111,11 +140,12 @@ def test_a_query_backbone_of_its_own_sees_the_query_alone(gallery):
     torch.manual_seed(0)
     detector = AttributionDetector(small_config(shared_vision=False)).eval()
     attributor = Attributor(detector, AttributionProcessor(96, 160))
-    before, index = attributor.ask(gallery["cat"], BOX, "cat"), attributor.index({"cat": gallery["cat"]})
+    ready = attributor.processor(gallery["cat"], [BOX])
+    before, index = attributor._asked(ready, "cat"), attributor.index({"cat": gallery["cat"]})
     with torch.no_grad():
         for parameter in detector.query_backbone.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    after, again = attributor.ask(gallery["cat"], BOX, "cat"), attributor.index({"cat": gallery["cat"]})
+    after, again = attributor._asked(ready, "cat"), attributor.index({"cat": gallery["cat"]})
     assert not torch.equal(before.exemplar, after.exemplar) and torch.equal(before.text, after.text)
     assert torch.equal(index.batches[0][2].levels[0], again.batches[0][2].levels[0])
 

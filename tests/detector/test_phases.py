@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from ard.detector import phases as ph
 from ard.detector.features import region_vectors
 from ard.detector.prompts import EXEMPLAR, TEXT
 from ard.detector.train import TrainSettings
+from ard.files import FileError
 from ard.validation import changed
 from tests.detector.conftest import NAMES
+from tests.toy_attribution import toy_dataset
 
 SETTINGS = TrainSettings(steps=3, batch_size=2, warmup=0, learning_rate=1e-2, log_every=1, checkpoint_every=1)
 
@@ -97,3 +100,23 @@ def test_captions_of_rivals_alone_want_nothing(phase_data):
 def test_leaving_out_the_own_phrase_needs_rivals(phase_data):
     with pytest.raises(ValueError, match="rivals"):
         ph.phase1_batches(phase_data, NAMES, 4, absent=0.5)
+
+
+def test_another_phase_2_is_not_taken_for_the_one_that_was_killed(tiny, phase_data, tmp_path):
+    ph.train_phase2(copy.deepcopy(tiny), phase_data, SETTINGS, tmp_path, k=2)
+    for changed_setting in ({"k": 3}, {"k": 2, "lambda_reg": 50.0}, {"k": 2, "negatives": "any"}):
+        with pytest.raises(FileError, match="other recipe"):
+            ph.train_phase2(copy.deepcopy(tiny), phase_data, SETTINGS, tmp_path, **changed_setting)
+
+
+def test_a_box_outside_of_its_picture_is_named_and_moves_no_other():
+    with pytest.raises(ValueError, match=r"64.0, 0.0, 80.0, 20.0.*outside"):
+        ph.moved_boxes(ph.FLIPS[1], np.array([[0.0, 0, 9, 9], [64, 0, 80, 20], [10, 10, 20, 20]]))
+
+
+def test_two_exemplars_in_one_picture_are_refused(tmp_path):
+    dataset = toy_dataset(tmp_path)
+    samples = dataset.samples["train"]
+    other = next(s for s in samples if s.concept_id != samples[0].concept_id)
+    with pytest.raises(ValueError, match="expected one exemplar in a picture"):
+        ph.one_source([samples[0], dataclasses.replace(other, exemplar_file=samples[0].exemplar_file)])

@@ -115,3 +115,8 @@ def test_pooling_needs_one_exemplar(with_likeness, asked, phase_data):
     for phrases, count in (([Phrase("cat")], 0), ([Phrase("cat", phase_data.queries[0, 0].float())] * 2, 2)):
         with pytest.raises(ValueError, match=f"expected a query of one exemplar, found {count}"):
             ranked(model, build_prompt([phrases]), *asked[1:])
+
+
+def test_a_box_without_area_is_no_answer():
+    boxes = torch.tensor([[[0.0, 0, 20, 20], [1, 0, 20, 20], [64, 30, 64, 40]]])
+    assert pooled(torch.tensor([[4.0, 4, -8]]), torch.zeros(1, 3), boxes, 2.0)[1].tolist() == [[0, 0, 20, 20]]

@@ -5,10 +5,9 @@ import torch
 
 from ard.detector.method import DetectorMethod
 from ard.detector.prompts import EXEMPLAR, Phrase, build_prompt
-from ard.detector.reading import untied
 from ard.detector.readings import JUDGED, WORDS, Readings, read
 from ard.detector.score import rank_variants
-from ard.detector.tied import TiedGroundingDinoForObjectDetection
+from ard.detector.tied import TiedGroundingDinoForObjectDetection, untied
 from tests.toy_attribution import toy_dataset
 
 NAMES = list("abcdef")
@@ -80,3 +79,26 @@ def test_a_method_tells_the_rows_of_every_reading(with_likeness, tmp_path):
     assert list(both) == ["ARD-", "ARD-" + JUDGED, "ARD-" + WORDS, "ARD", "ARD" + JUDGED, "ARD" + WORDS]
     assert one == {row: both[row] for row in one} and list(one) == list(both)[3:]
     assert {name: both[name] for name in ("ARD-", "ARD")} == DetectorMethod(model).rank_both(query, gallery)
+
+
+@pytest.mark.parametrize("pooling", [None, 0.0, 2.0])
+def test_what_stands_in_a_margin_is_no_answer(with_likeness, asked, pooling):
+    model = with_likeness if pooling is None else tied(with_likeness, pooling)
+    prompt, gallery = asked
+    with torch.no_grad():
+        boxes = model.match(gallery, prompt.expand(6), adapted=True).boxes
+    middles = (boxes[..., 0] + boxes[..., 2]) / 2
+    (free,), other = read(model, prompt, gallery, NAMES, (True,)), []
+    for side in (0, 1):  # the picture is what lies left, or right, of the median region; the rest is margin
+        edge = middles.median(1).values
+        low, high = (torch.zeros(6), edge + 0.01) if side == 0 else (edge - 0.01, torch.full((6,), 64.0))
+        frames = torch.stack([low, torch.zeros(6), high, torch.full((6,), 64.0)], 1)
+        (found,) = read(model, prompt, gallery, NAMES, (True,), frames)
+        for answers in (found.ranked, found.judged, found.words):
+            assert all(a <= (x.box[0] + x.box[2]) / 2 <= b for a, b, x in zip(low, high, answers)), side
+        assert all(0 < a.score < 1 for a in found.ranked)
+        other.append(found.ranked != free.ranked)
+    assert any(other)
+    everywhere, nowhere = (read(model, prompt, gallery, NAMES, (True,), torch.tensor([frame] * 6))[0]
+                           for frame in ([0.0, 0, 64, 64], [64.0, 64, 64, 64]))
+    assert everywhere == nowhere == free, "where every region lies in the margin, all of them answer"

@@ -5,12 +5,8 @@ import torch
 from ard.detector import rendered_pairs as module
 from ard.detector.features import PACKED, REGION
 from ard.detector.rendered_pairs import joined, rendered_pairs
+from ard.rendered import base_individuals
 from ard.world import World
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load("data/world")
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +15,7 @@ def pairs(world):
 
 
 def test_pairs_are_of_base_drawings_and_no_individual_comes_twice(world):
-    people = module._different_individuals(world, 60, np.random.default_rng(0))
+    people = base_individuals(world, 60, np.random.default_rng(0))
     assert len({p.individual_id for p in people}) == 60
     drawings = {d.drawing: d for d in world.drawings}
     for person in people:
@@ -60,7 +56,7 @@ def test_too_many_individuals_are_refused(world, monkeypatch):
     monkeypatch.setattr(type(world), "individual", lambda *a: individual)
     individual = World.load("data/world").drawings_of("cat", "base") and _one(world)
     with pytest.raises(ValueError, match="only 1"):
-        module._different_individuals(world, 2, np.random.default_rng(0))
+        base_individuals(world, 2, np.random.default_rng(0))
 
 
 def _one(world):

@@ -3,7 +3,7 @@ import torch
 
 from ard.detector.features import REGION
 from ard.detector.prompts import Phrase, build_prompt
-from ard.detector.score import detect, phrase_scores, rank_gallery, rank_variants
+from ard.detector.score import detect, phrase_scores, rank_variants
 
 E = torch.ones(REGION)
 
@@ -46,7 +46,7 @@ def test_both_variants_come_from_one_pass(tiny, pool, monkeypatch):
     assert [a.image_id for a in minus] == ids and [a.score for a in minus] != [a.score for a in plus]
     for used, expected in ((False, minus), (True, plus)):
         tiny.set_adapters(used)
-        answers = rank_gallery(tiny, query, pool.features, ids)
+        answers = rank_variants(tiny, query, pool.features, ids, (used,))[0]
         assert [a.score for a in answers] == pytest.approx([a.score for a in expected], abs=1e-5)
 
 

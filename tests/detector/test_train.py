@@ -77,3 +77,35 @@ def test_text_batches_label_each_box_with_its_phrase(pool):
     lit = batch.targets.tokens[batch.targets.real]
     kinds = batch.prompt.kind[torch.nonzero(batch.targets.real)[:, 0]]
     assert (kinds[lit.bool()] == 1).all() and (lit.sum(1) >= 1).all()
+
+
+def test_a_checkpoint_of_another_recipe_or_other_frozen_weights_or_torn_is_refused(tiny, pool, tmp_path):
+    def trained(model, **told):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("score_head."))
+        return t.train(model, text_batches(pool, NAMES, 2), dataclasses.replace(SETTINGS, steps=2), tmp_path, **told)
+
+    rows = trained(fresh(tiny), recipe={"k": 2})
+    assert trained(fresh(tiny), recipe={"k": 2}) == rows
+    with pytest.raises(FileError, match="other recipe"):
+        trained(fresh(tiny), recipe={"k": 4})
+    other = fresh(tiny)
+    torch.nn.init.normal_(other.exemplar_projection.weight)
+    with pytest.raises(FileError, match="other frozen weights"):
+        trained(other, recipe={"k": 2})
+    whole = (tmp_path / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileError, match="checkpoint.pt: no checkpoint"):
+        trained(fresh(tiny), recipe={"k": 2})
+
+
+def test_killed_while_the_last_log_is_written_it_is_written_then(tiny, pool, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    make, whole = text_batches(pool, NAMES, 2), t.train(fresh(tiny), text_batches(pool, NAMES, 2), SETTINGS, tmp_path / "whole")
+    with monkeypatch.context() as torn, pytest.raises(KeyboardInterrupt):
+        torn.setattr(t, "write_jsonl", lambda path, rows, write=t.write_jsonl: killed() if len(rows) == len(whole) else write(path, rows))
+        t.train(fresh(tiny), make, SETTINGS, tmp_path / "killed")
+    t.train(fresh(tiny), make, SETTINGS, tmp_path / "killed")
+    assert (tmp_path / "killed/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()

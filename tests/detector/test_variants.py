@@ -11,12 +11,6 @@ from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, build_prompt
 from ard.detector.variants import Variant, VariantMethod, fuse_late, pool_grids, variant_queries
 from ard.geometry import box_iou
 from tests.detector.conftest import NAMES
-from tests.toy_attribution import toy_dataset
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return toy_dataset(tmp_path_factory.mktemp("toy"))
 
 
 def test_a_wrong_choice_is_named():

@@ -14,16 +14,11 @@ from ard.generator.text import CONTEXT_WORDS, MEDIUM_WORDS, build_tokenizer, cap
 from ard.generator.train import GeneratorConfig, cell_cover, timestep_density, to_tensor, train_generator
 from ard.generator.vae import PatchAutoencoder
 from ard.templates import COCO_TEMPLATES, context_medium, fill
-from ard.world import CLASSES, World
+from ard.world import CLASSES
 
 TINY = GeneratorConfig(latent_channels=8, unet_widths=(32, 32), text_width=32, text_layers=1, pool_scenes=12, two_object_share=0.3,
                        batch_size=4, total_steps=4, learning_rate=1e-3, ema_decay=0.9, prompt_dropout=0.2, log_snr=(-0.5, 2.0), object_weight=3.0,
                        compile=False, seed=0)
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World.load("data/world")
 
 
 @pytest.fixture(scope="module")
