@@ -15,6 +15,7 @@ from ard.detector.processor import FILE, AttributionProcessor
 from ard.detector.published import SIZES, AttributionDetector, AttributionDetectorConfig, published_config
 from ard.detector.tied import TiedConfig, load_detector
 from ard.files import FileError
+from ard.templates import COCO_CLASSES
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -55,12 +56,17 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         pictures = [(query, _corners(box)), *(_picture(one) for one in also)]
         if not gallery.is_dir():
             raise FileError(f"{gallery}: no such folder")
-        files = sorted(path for path in gallery.rglob("*") if path.suffix.lower() in PICTURES)
+        found = sorted(path for path in gallery.rglob("*") if path.is_file())
+        files = [path for path in found if path.suffix.lower() in PICTURES]
         if not files:
             raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
-        answer = load_attributor(model, closeup).attribute_together(pictures, prompt, files, top_k, prior)
+        attributor = load_attributor(model, closeup)
+        answer = attributor.attribute_together(pictures, prompt, files, top_k, prior)
     except ValueError as error:  # FileError, ImageError and GeometryError among them
         raise typer.BadParameter(str(error)) from None
+    if prompt is not None and attributor.processor.square and prompt not in COCO_CLASSES:
+        typer.echo(f"note: detectors of the mini world have learned {', '.join(COCO_CLASSES)}; '{prompt}' is no such word to them", err=True)
+    typer.echo("rank  score  chance  box  file", err=True)
     chances = [f"{chance:.3f}" for chance in answer.chances] or ["-"] * len(answer.found)
     for rank, (one, chance) in enumerate(zip(answer.found, chances), 1):
         typer.echo(f"{rank:4}  {one.score:.4f}  {chance}  {','.join(f'{v:.1f}' for v in one.box)}  {one.image_id}")
@@ -68,11 +74,16 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         typer.echo(f"chance that the source is among them: {answer.sure:.2f} (before looking: {prior:g})", err=True)
     for skipped in answer.skipped:
         typer.echo(f"skipped: {skipped.reason}", err=True)
-    typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped", err=True)
+    others = f", {len(found) - len(files)} files with other endings left out" if len(found) > len(files) else ""
+    typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped{others}", err=True)
 
 
 def _corners(box: str) -> list[float]:
-    return [float(value) for value in box.split(",")]
+    try:
+        x0, y0, x1, y1 = map(float, box.split(","))
+    except ValueError:
+        raise ValueError(f"box: expected four numbers x0,y0,x1,y1 (corners in pixels), found {box!r}") from None
+    return [x0, y0, x1, y1]
 
 
 def _picture(text: str) -> tuple[Path, list[float]]:
@@ -95,6 +106,8 @@ def convert(checkpoint: Path = typer.Argument(help="official .pth of GroundingDI
     AttributionProcessor().save_pretrained(out)
     for what, names in (("as initialised", found.fresh), ("not used", found.unused)):
         typer.echo("\n".join([f"{what}: {len(names)}", *(f"  {name}" for name in names)]))
+    if any(name.startswith("exemplar_projection.") for name in found.fresh):
+        typer.echo("This detector finds what it is told in words; whose it is it has yet to learn (ard.detector.published_phases).")
 
 
 if __name__ == "__main__":

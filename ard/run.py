@@ -43,7 +43,8 @@ from ard import provenance
 from ard.config import ConfigError, nearest
 from ard.files import FileError, Ledger, atomic_write_json, read_json, sha256_bytes, sha256_tree
 from ard.notebook import NotebookError
-from ard.stages import PIPELINES, Stage, copy, find_notebook, prepare_workspace, settings, shipped, stages, workspace_of
+from ard.stages import (PIPELINES, Stage, copy, find_notebook, prepare_workspace, profile_file, settings, shipped, stages,
+                        workspace_of)
 
 # The same in every run of a stage, whoever starts it.
 ENVIRONMENT = {
@@ -227,6 +228,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not (given.name or given.all or given.estimate):
         parser.error("name a notebook, or --all")
     try:
+        if not (root / "dvc.yaml").is_file():
+            raise ConfigError(f"{root}: no dvc.yaml; run from the root of the repository")
+        if given.profile != "mini":
+            profile_file(given.params.resolve(), given.profile)  # before anything is copied for it
         if given.estimate:
             print_estimate(root, given.name or "")
         if given.all:

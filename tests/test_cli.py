@@ -33,12 +33,14 @@ def run(*arguments):
 
 def test_attribute_prints_every_picture_of_the_folder_strongest_first(place):
     (place / "gallery/torn.jpg").write_text("not a picture")
+    (place / "gallery/one.heic").write_text("of an ending that is not read")
     result = run("attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat")
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines() if line.strip()[0].isdigit() and "ranked" not in line]
     assert [line[0] for line in lines] == ["1", "2", "3", "4"] and len({" ".join(line[3:]) for line in lines}) == 4
     assert [float(line[1]) for line in lines] == sorted((float(line[1]) for line in lines), reverse=True)
-    assert "4 pictures ranked, 1 skipped" in result.output and "torn.jpg: not a readable image" in result.output
+    assert "4 pictures ranked, 1 skipped, 1 files with other endings left out" in result.output and "note:" not in result.output
+    assert "torn.jpg: not a readable image" in result.output
 
 
 def test_a_detector_that_is_read_by_words_and_likeness_answers_so(place, tiny):  # noqa: F811
@@ -63,8 +65,8 @@ def test_a_further_picture_without_a_box_or_that_is_not_there_is_one_line(place,
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"box": "0.1,0.1,0.9,0.9"}, "shares"), ({"box": "a,b"}, "could not convert"), ({"gallery": "none"}, "no such folder"),
-    ({"model": "gallery"}, "no such file"), ({"query": "none.png"}, "image not found")])
+    ({"box": "0.1,0.1,0.9,0.9"}, "shares"), ({"box": "a,b"}, "four numbers"), ({"box": "0,4,52"}, "four numbers"), ({"gallery": "none"}, "no such folder"),
+    ({"model": "gallery"}, "no such file"), ({"query": "none.png"}, "none.png: image not found")])
 def test_a_wrong_argument_is_one_line(place, change, reason):
     given = {"model": "mini", "query": "query.png", "box": "4,4,40,40", "gallery": "gallery", **change}
     result = run("attribute", *(value if key == "box" else place / value for key, value in given.items()))
@@ -92,3 +94,8 @@ def test_a_folder_that_is_no_detector_is_named(place):
     (place / "gallery/config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(FileError, match="'bert' is no detector of ours"):
         cli.load_attributor(place / "gallery")
+
+
+def test_a_word_that_was_not_learned_is_said_to_be_none(place):
+    result = run("attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "dgo")
+    assert result.exit_code == 0 and "have learned bear, cat" in result.output and "'dgo' is no such word" in result.output

@@ -136,7 +136,7 @@ class Attributor:
             raise ValueError(f"top_k: expected at least 1, found {top_k}")
         if not 0 < prior < 1:
             raise ValueError(f"prior: expected a chance between 0 and 1, found {prior}")
-        ready = [self.processor(picture, [box], name="query") for picture, box in pictures]
+        ready = [self.processor(picture, [box], name=str(picture) if isinstance(picture, (str, Path)) else "query") for picture, box in pictures]
         asked = [self._asked(one, prompt) for one in ready]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         found = [self._read(one, index) for one in asked]
@@ -155,7 +155,9 @@ class Attributor:
                  words: Sequence[Sequence[Attribution]] | None, prior: float) -> tuple[list[float], float | None]:
         """Of each picture of the index to be the source, and of any; none where the detector was not asked what its scores say, or
         nothing was ranked."""
-        calibration = self.detector.config.calibration if self.closeup is None else self.closeup.calibration
+        calibration = self.detector.config.calibration  # without it a close-up's, which was found beside another detector, says nothing
+        if calibration and self.closeup is not None:
+            calibration = self.closeup.calibration
         if not calibration or not said[0]:
             return [], None
         scores, ranked = _scores(judged), _scores(said)
