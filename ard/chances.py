@@ -4,7 +4,7 @@ A conditional logit with an outside option (McFadden 1974): exactly one image is
 detector have their say (`ard.detector.tied`), and how well the other images answer to the same query counts against each: some
 queries find likenesses everywhere. Speaker verification norms its scores by a cohort of impostors (Auckenthaler et al. 2000); the
 cohort here is the gallery. Fitted to validation queries (`ard.calibration.calibrate`), kept in a detector's configuration, measured
-by `ard.abstention` and `ard.sureness`. Not in the paper.
+by `ard.abstention` and `ard.presence`. Not in the paper.
 """
 
 from __future__ import annotations

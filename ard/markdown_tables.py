@@ -198,17 +198,6 @@ def _by_number(rows: Sequence[Mapping[str, str]], asked: tuple[str, str], method
     return _table(heads, lines)
 
 
-def choices(table: str) -> str:
-    """The Markdown of what was tried with each method's settings on validation, from the text of choices.csv."""
-    rows, lines = _rows(table), []
-    for name in dict.fromkeys(row["method"] for row in rows):
-        used, *others = [row for row in rows if row["method"] == name]
-        tried = "; ".join(f"{r['change']}: {_interval(r, 'minus')}" for r in others)
-        lines.append([name, _interval(used, "recall_1", "low", "high"), tried, used["n_queries"]])
-    heads = ["method", "as used", "tried: Recall@1 less that of the settings used, paired [95%]", "queries"]
-    return _table(heads, lines)
-
-
 def study(table: str) -> str:
     """The Markdown of AbC among distractors: Recall@10 for wordings that no mapper saw, from the text of study.csv."""
     known: dict[tuple[str, str], dict[str, str]] = {}

@@ -45,7 +45,7 @@ PAGES = {
         "presence": (("data/tables/release_presence.csv",), tables.presence)},
     "notebooks/README.md": {
         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), tables.arena),
-        "choices": (("data/choices/choices.csv",), tables.choices), "study": (("data/abc/study.csv",), tables.study),
+        "study": (("data/abc/study.csv",), tables.study),
         "close-up": (("data/closeup/rows.csv",), partial(tables.asked_twice, first="ARD's")),
         "individuals": (("data/individuals/curve.csv",), tables.listed(LEARNED)),
         "companions": (("data/companions/rows.csv",), tables.asked_twice), "scores": (("data/scores/rows.csv",), tables.asked_twice),

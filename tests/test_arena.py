@@ -16,6 +16,7 @@ from ard.baselines.registry import Entry, RegistryError, entries
 from ard.config import load_params
 from ard.evaluation import asked_samples
 from ard.files import Ledger, read_jsonl
+from ard.intervals import paired_difference
 from ard.provenance import code_of
 from ard.records import Attribution, Dataset
 from tests.test_evaluation import Guess
@@ -274,3 +275,14 @@ def test_the_example_of_the_readme_gets_its_row(kit, dataset, tmp_path, monkeypa
     known = entries([])
     record = arena.run(known, kit, dataset.samples["test"], tmp_path / "out")["brightness"]
     assert len(record["rank"]) == 12 and len(set(record["rank"])) > 1
+
+
+def test_the_gap_to_ours_resamples_exemplars(dataset):
+    samples = dataset.samples["test"]
+    ours = answered(dataset, samples, True, False)
+    theirs = [replace(o, rank=1 + i // 2 % 2) for i, o in enumerate(ours)]  # both queries of every second exemplar go wrong
+    found = arena_tables.behind(ours, theirs, gated=False)
+    a, b = (metrics.values(side, False)["recall_1"] for side in (ours, theirs))
+    want = paired_difference(a, b, [s.concept_id for s in samples])
+    assert [found[k] for k in ("ard_minus", "ard_minus_low", "ard_minus_high")] == pytest.approx([want.mean, want.low, want.high], abs=1e-6)
+    assert not np.isclose(want.low, paired_difference(a, b, range(len(a))).low)

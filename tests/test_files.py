@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,3 +132,17 @@ def test_arrays_are_made_once_and_a_torn_chunk_is_named(tmp_path):
         (tmp_path / "parts/0.npz").write_bytes(torn)
         with pytest.raises(files.FileError, match="0.npz.*delete it"):
             files.kept_arrays(tmp_path / "parts/0.npz", make)
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = files.atomic_write_text(tmp_path / "a.txt", "old")
+
+    def killed(source, target):
+        assert Path(source).parent == tmp_path and Path(source).read_text() == "new" and Path(target).read_text() == "old"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.atomic_write_text(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

@@ -127,3 +127,30 @@ def test_cxcywh_round_trip(box):
     there = to_cxcywh(np.array([box]), W, H)
     assert (there >= 0).all() and (there <= 1).all()
     assert np.allclose(to_xyxy(there, W, H), [box])
+
+
+def test_crop_of_a_box_that_leaves_the_picture_shows_what_is_inside():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert np.array_equal(crop(image, [-1, -1, 2, 2]), image[:2, :2])
+    for outside in ([4, 0, 6, 2], [0, 4, 2, 6], [-2, 0, 0, 2], [0, -2, 2, 0]):
+        with pytest.raises(GeometryError, match="outside"):
+            crop(image, outside)
+
+
+def test_what_is_visible_is_a_share_of_the_area_whatever_the_resize():
+    half = Transform(24, 16).resize(48, 8).crop(0, 0, 10, 8)  # twice as wide, half as high; the crop leaves half of the box
+    assert half.boxes([[0, 0, 10, 16]], 0.49)[1].tolist() == [True] and half.boxes([[0, 0, 10, 16]], 0.51)[1].tolist() == [False]
+
+
+def test_the_way_back_ends_at_the_edge_of_the_picture():
+    assert Transform(10, 10).pad(5, 5, 5, 5).back([[0, 0, 20, 20]]).tolist() == [[0, 0, 10, 10]]
+
+
+def test_endless_boxes_are_refused():
+    with pytest.raises(GeometryError, match="x0 < x1"):
+        as_boxes([[0, 0, np.inf, 1]])
+
+
+def test_a_smaller_picture_is_the_mean_of_what_it_covers():
+    checks = (255 * (np.indices((16, 16)).sum(0) % 2)).astype(np.uint8)[..., None].repeat(3, 2)
+    assert np.abs(Transform(16, 16).resize(4, 4).image(checks).astype(int) - 127).max() < 20

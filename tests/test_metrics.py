@@ -11,20 +11,8 @@ from hypothesis import strategies as st
 from ard.abstention import abstention, auroc, separation
 from ard.chances import calibration_error
 from ard.intervals import bootstrap_mean, paired_difference
-from ard.metrics import (
-    ANALYTIC_ROWS,
-    TABLE2_COLUMNS,
-    analytic_row,
-    blind_inverse_rank,
-    blind_recall,
-    evaluate,
-    facts,
-    rank_profile,
-    strata,
-    table2_row,
-    to_csv,
-    values,
-)
+from ard.metrics import (ANALYTIC_ROWS, Outcome, TABLE2_COLUMNS, analytic_row, blind_inverse_rank, blind_recall, evaluate,
+                         facts, rank_profile, strata, table2_row, to_csv, values)
 from ard.records import Attribution, Dataset, GalleryImage, GroundTruth, Sample
 
 BOX, MISS = (0.0, 0.0, 10.0, 10.0), (30.0, 30.0, 40.0, 40.0)
@@ -225,3 +213,29 @@ def test_knowing_the_class_separates_all_pairs_and_not_its_own():
     sure = separation(answers(data, lambda s, im: float(im.file == s.exemplar_file)), data)
     assert sure["same_class_auroc"] == sure["all_pairs_auroc"] == 1
     assert sure["class_oracle_all_pairs_auroc"] == found["class_oracle_all_pairs_auroc"]
+
+
+def asked_alike(n_exemplars=8, queries=5):
+    """Every query of an exemplar fares alike, every second exemplar well: only exemplars may be resampled."""
+    data = world(n_exemplars, queries=queries)
+    good = {f"i{i}" for i in range(0, n_exemplars, 2)}
+    return evaluate(answers(data, lambda s, im: float((im.file == s.exemplar_file) == (s.concept_id in good))), data)
+
+
+def test_intervals_of_rows_and_strata_resample_exemplars():
+    outcomes = asked_alike()
+    row = table2_row("d", "m", outcomes)
+    want = bootstrap_mean(values(outcomes, True)["recall_1"], [o.facts.sample.concept_id for o in outcomes])
+    assert (row["ci_low_recall_1"], row["ci_high_recall_1"]) == (round(want.low, 6), round(want.high, 6))
+    [beach] = [r for r in strata(outcomes) if r["stratum"] == "context"]
+    assert (beach["ci_low_recall_1"], beach["ci_high_recall_1"]) == (round(want.low, 6), round(want.high, 6))
+
+
+def test_rank_profile_by_hand():
+    data = world(20, queries=1)
+    known = [facts(s, data.gallery["test"]) for s in data.samples["test"]]
+    outcomes = [Outcome(f, rank, 1, None) for f, rank in zip(known, [1] * 4 + [3] * 8 + [20] * 8)]
+    rows = {r["ranks"]: r for r in rank_profile(outcomes)}
+    assert [rows[k]["share"] for k in ("1", "2-5", "6-10", "11-20")] == [0.2, 0.4, 0, 0.4]
+    assert [rows[k]["per_rank"] for k in ("1", "2-5", "6-10", "11-20")] == [0.2, 0.1, 0, 0.04]
+    assert {r["chance_per_rank"] for r in rows.values()} == {0.05}

@@ -220,14 +220,6 @@ def test_a_listed_table_has_intervals_where_there_are_and_counts_as_they_are():
         tables.listed({"a": "nothing"})(table)
 
 
-def test_choices_are_a_line_for_each_method():
-    rows = ("method,change,recall_1,low,high,minus,minus_low,minus_high,n_queries\nAbC,as used,.5,.4,.6,0,0,0,9\n"
-            "AbC,augment none,.6,.5,.7,.1,-.1,.3,9\nAbC,epochs 3,.2,.1,.3,-.3,-.4,-.2,9\nVFA,as used,1,1,1,0,0,0,4\n")
-    assert tables.choices(rows).splitlines()[2:] == [
-        "| AbC | 0.500 [0.400, 0.600] | augment none: 0.100 [-0.100, 0.300]; epochs 3: -0.300 [-0.400, -0.200] | 9 |",
-        "| VFA | 1.000 [1.000, 1.000] |  | 4 |"]
-
-
 def test_the_study_shows_what_no_mapper_saw():
     rows = "encoder,mapper,classes,prompts,wording,recall_10\n" + "".join(
         f"vae,{mapper},{classes},medium,{wording},{value}\n" for mapper, classes, wording, value in (

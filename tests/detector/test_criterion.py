@@ -74,3 +74,13 @@ def test_images_without_objects_give_only_a_class_loss():
 def test_boxes_without_labels_are_refused():
     with pytest.raises(ValueError, match="image 0: 1 boxes but 0 labels"):
         c.make_targets([np.ones((1, 4))], [[]], torch.zeros(1, 1, 3))
+
+
+def test_a_class_cost_is_a_mean_over_the_tokens_of_the_object():
+    logits, boxes, targets = random_problem(1)
+    one, two = (torch.zeros_like(targets.tokens) for _ in range(2))
+    one[..., 0], two[..., :2] = 1, 1
+    twin = logits.clone()
+    twin[..., 1] = twin[..., 0]  # both tokens say the same
+    found = [c.matching_cost(twin, boxes, c.Targets(targets.boxes, t, targets.real), c.SETTINGS["groundingdino"]) for t in (one, two)]
+    assert torch.allclose(*found, atol=1e-5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ard.detector import phases as ph
+from ard.detector.criterion import SETTINGS as WEIGHTS, set_loss
 from ard.detector.features import region_vectors
 from ard.detector.prompts import EXEMPLAR, TEXT
 from ard.detector.train import TrainSettings
@@ -120,3 +121,15 @@ def test_two_exemplars_in_one_picture_are_refused(tmp_path):
     other = next(s for s in samples if s.concept_id != samples[0].concept_id)
     with pytest.raises(ValueError, match="expected one exemplar in a picture"):
         ph.one_source([samples[0], dataclasses.replace(other, exemplar_file=samples[0].exemplar_file)])
+
+
+@pytest.mark.parametrize("lambda_cls, lambda_reg", [(1.0, 0.0), (0.0, 0.5), (2.0, 3.0)])
+def test_phase2_minimises_eq_2_and_3(phase_data, with_likeness, lambda_cls, lambda_reg):
+    batch, settings = ph.phase2_batches(phase_data, 2, 2)(np.random.default_rng(0)), TrainSettings(steps=1)
+    found, log = ph.phase2_loss(settings, lambda_cls, lambda_reg)(with_likeness, batch)
+    with torch.no_grad():
+        match = with_likeness.match(batch.features, batch.prompt, adapted=True)
+    main = set_loss(match.logits, match.layer_boxes[:, -1], batch.targets, WEIGHTS[settings.losses], 2.0)["class"]
+    gaps = [torch.linalg.norm(m @ m.T - torch.eye(len(m))) for m in (with_likeness.score_head.region.weight, with_likeness.score_head.token.weight)]
+    assert match.likeness.abs().max() > 0.1 and float(main) == pytest.approx(log["class"], rel=1e-3)
+    assert float(found) == pytest.approx(lambda_cls * float(main) + lambda_reg / 2 * float(sum(gaps)), rel=1e-3)
