@@ -41,7 +41,7 @@ import nbformat
 from ard import notebook as notebooks
 from ard import provenance
 from ard.config import ConfigError, nearest
-from ard.files import FileError, Ledger, atomic_write_json, read_json, sha256_bytes, sha256_tree
+from ard.files import FileError, Ledger, read_json, sha256_bytes, sha256_tree, write_jsonl
 from ard.notebook import NotebookError
 from ard.stages import (PIPELINES, Stage, copy, find_notebook, prepare_workspace, profile_file, settings, shipped, stages,
                         workspace_of)
@@ -146,7 +146,7 @@ class Run:
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
             cost = {"seconds": round(seconds, 1), "peak_gb": round(peak, 2)}
             files = {name: {file: digest[:BRIEF] for file, digest in self.facts[name].items()} for name in ("code", "inputs")}
-            atomic_write_json(folder / f"{self.stage.name}.provenance.json", {**self.facts, **files, **cost})
+            write_jsonl(folder / f"{self.stage.name}.provenance.json", [{**self.facts, **files, **cost}])  # on one line: it is long
         shutil.rmtree(self.work.parent)
         for out in set(self.stage.outs) & set(shipped(self.profile, self.params)):
             copy(self.root / out, self.workspace / out)

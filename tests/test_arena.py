@@ -286,3 +286,35 @@ def test_the_gap_to_ours_resamples_exemplars(dataset):
     want = paired_difference(a, b, [s.concept_id for s in samples])
     assert [found[k] for k in ("ard_minus", "ard_minus_low", "ard_minus_high")] == pytest.approx([want.mean, want.low, want.high], abs=1e-6)
     assert not np.isclose(want.low, paired_difference(a, b, range(len(a))).low)
+
+
+def test_of_equal_answers_the_order_does_not_matter():
+    answers = [Attribution(name, None, score) for name, score in (("c", 0.5), ("a", 0.5), ("b", 0.9), ("d", 0.5))]
+    assert [a.image_id for a in arena.strongest(answers)] == [a.image_id for a in arena.strongest(answers[::-1])] == ["b", "a", "c", "d"]
+
+
+def test_the_split_and_the_class_filter_decide_a_record(kit, dataset, tmp_path):
+    entry = module(tmp_path / "made_method.py", "def build(kit):\n    return 1\n")
+
+    def of(entry=entry, **changes):
+        return arena.fingerprint(entry, replace(kit, **changes), dataset.samples["test"])
+
+    assert of() != of(split="val")
+    assert of() != of(settings={"class_filter": {"threshold": 0.3}}), "its boxes are those of the class filter"
+    blind = replace(entry, reads=())
+    assert of(blind) == of(blind, settings={"class_filter": {"threshold": 0.3}})
+
+
+def test_an_answer_of_the_class_is_so_wherever_the_class_stands_in_its_picture(dataset):
+    sample, gallery = dataset.samples["test"][0], dataset.gallery["test"]
+    other = next(im for im in gallery if im.objects[0].class_name != sample.class_name)
+    cat = replace(other.objects[0], class_name=sample.class_name, individual_id="")
+    shown = [im if im is not other else replace(other, objects=(*other.objects, cat)) for im in gallery]
+    assert arena.first_answer(sample, Attribution(other.image_id, None, 1.0), gallery) == 2
+    assert arena.first_answer(sample, Attribution(other.image_id, None, 1.0), shown) == 1
+
+
+def test_trust_compares_galleries_with_the_source_and_without():
+    rows = arena_tables.trust({"sure": {"best": [0.9, 0.8], "without": [0.1, None]}, "half": {"best": [0.9, 0.3], "without": [0.5, 0.5]},
+                               "fooled": {"best": [0.1, 0.2], "without": [0.5, 0.6]}})
+    assert [row["auroc"] for row in rows] == [1, 0.5, 0]

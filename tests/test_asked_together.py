@@ -143,3 +143,11 @@ def test_a_second_look_raises_what_ranks_and_what_is_sure_and_leaves_words(datas
         raised = all_raised(of, logits) if name in ("ARD", asked_together.JUDGED) else of
         assert found[name] == raised
     assert found["ARD"] != whole["ARD"]
+
+
+def test_what_is_said_without_the_source_lacks_each_pictures_own(dataset):
+    samples, files = dataset.samples["test"], [im.file for im in dataset.gallery["test"]]
+    told, _ = asked_together.said_twice(lambda scores, ranked: scores, both_ways(said(dataset, samples, 0.9, 0.5)), dataset, "test", 1)
+    for sample in samples:
+        there, gone = told[1][sample.sample_id]
+        assert there[files.index(sample.exemplar_file)] in (0.9, 0.3) and (gone == 0.5).all() and len(gone) == len(files) - 1

@@ -3,22 +3,25 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from diffusers.models.attention_processor import AttnProcessor
 from tiny_pipeline import tiny_pipeline
 
+from ard import customize as customizing
 from ard import customize_all as module
 from ard.adapters import layout, learned_weights
-from ard.attention import attention_loss, masked_loss, resize_mask, stored_attention
-from ard.customize import (
-    MODULES, Concept, CustomizeConfig, Lesson, clip_each, customize, customize_together, framed, sample_union,
-)
+from ard.attention import attention_loss, masked_loss, plain_attention, resize_mask, stored_attention
+from ard.customize import (Concept, CustomizeConfig, Lesson, MODULES, clip_each, customize, customize_together, encode, framed,
+                           sample_union)
 from ard.customize_all import batches, customize_all, groups
-from ard.deltas import BLOCK, Delta, DeltaError, apply_delta, load_delta, remove_delta, rounded, save_delta
+from ard.deltas import BLOCK, Delta, DeltaError, apply_delta, installed_tokens, load_delta, remove_delta, rounded, save_delta
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger
 
@@ -492,3 +495,79 @@ def test_a_long_exemplar_still_fits_the_frame():
     ys, xs = np.nonzero(framed(image, mask, 0.39)[1][0])
     assert abs(np.ptp(xs) + 1 - 0.85 * 64) <= 2 and np.ptp(ys) + 1 <= 5
 
+
+def test_a_soft_mask_weighs_a_mean():
+    mask = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert float(masked_loss(torch.full((2, 3, 4, 4), 5.0), torch.full((2, 3, 4, 4), 3.0), mask, "area")) == pytest.approx(4.0)
+
+
+def test_the_map_of_each_concept_is_held_against_its_own_maximum():
+    maps = torch.zeros(1, 2, 2, 4)
+    maps[0, :, :, 1] = torch.tensor([[0.8, 0.4], [0.0, 0.0]])
+    maps[0, :, :, 3] = torch.tensor([[0.0, 0.0], [0.01, 0.02]])  # faint, and as right as the other
+    masks = torch.zeros(1, 2, 2, 2)
+    masks[0, 0, 0], masks[0, 1, 1] = 1, 1
+    both = attention_loss(maps, torch.tensor([[1, 3]]), masks, torch.ones(1, 2, dtype=torch.bool))
+    assert float(both) == pytest.approx(2 * 0.25 / 4)
+
+
+def test_attention_is_plain_within_the_block_alone(pipe):
+    before = pipe.unet.attn_processors
+    with plain_attention(pipe.unet):
+        assert all(type(one) is AttnProcessor for one in pipe.unet.attn_processors.values())
+    assert pipe.unet.attn_processors == before
+
+
+def test_a_mirrored_view_shows_picture_and_mask_mirrored(pipe):
+    mask = np.zeros((32, 32), bool)
+    mask[4:20, 2:14] = True
+    one = customize(pipe, exemplar_image(), [Concept("<v1>", "cat", mask)], replace(CONFIG, flip=1.0), seed=0)
+    other = customize(pipe, exemplar_image()[:, ::-1], [Concept("<v1>", "cat", mask[:, ::-1].copy())], CONFIG, seed=0)
+    assert torch.equal(one.vector, other.vector) and torch.equal(one.rows, other.rows)
+
+
+def test_rates_fall_linearly_and_times_are_spread_over_the_whole_noise(pipe, monkeypatch):
+    rates, times, step, noised = [], [], torch.optim.AdamW.step, pipe.scheduler.add_noise
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *rest: rates.append(
+        (self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"])) or step(self, *rest))
+    monkeypatch.setattr(pipe.scheduler, "add_noise", lambda x, n, t: times.append(t.sort().values) or noised(x, n, t))
+    customize(pipe, exemplar_image(), [concept()], replace(CONFIG, mode="token", token_steps=10, batch=5, weight_decay=0.3), seed=0)
+    share = np.array([rate for rate, _ in rates]) / CONFIG.token_lr
+    assert share[0] == 1 and np.allclose(np.diff(share), share[1] - 1) and CONFIG.lr_end <= share[-1] < CONFIG.lr_end + 0.1
+    assert {decay for _, decay in rates} == {0.3}
+    assert len(times) == 10 and all((t // 200).tolist() == [0, 1, 2, 3, 4] for t in times)
+    assert not torch.equal(times[0], times[1])
+
+
+def test_what_the_base_model_makes_of_the_class_is_held_on_to(pipe):
+    prior = ("a photo of a dog", torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0)))
+    one, other = (customize(pipe, exemplar_image(), [concept()], replace(CONFIG, prior_weight=w), seed=0, prior=prior) for w in (1.0, 50.0))
+    assert not torch.allclose(one.vector, other.vector, atol=1e-4)
+
+
+def test_prompts_name_the_concepts_that_are_present(pipe, monkeypatch):
+    named, fill = set(), customizing.fill
+    monkeypatch.setattr(customizing, "fill", lambda prompt, noun: named.add(noun) or fill(prompt, noun))
+    two = [concept(), concept("<v2>", "teddy bear", slice(20, 30))]
+    customize(pipe, exemplar_image(), two, replace(CONFIG, batch=8), seed=0)
+    assert named == {"<v1> cat", "<v2> teddy bear", "<v1> cat and a <v2> teddy bear"}
+
+
+def test_the_encoder_sees_black_as_minus_one_and_white_as_one():
+    seen = []
+    vae = SimpleNamespace(dtype=torch.float32, config=SimpleNamespace(scaling_factor=2.0), encode=lambda x: seen.append(x) or SimpleNamespace(
+        latent_dist=SimpleNamespace(mode=lambda: x)))
+    pipe = SimpleNamespace(unet=SimpleNamespace(device="cpu"), vae=vae)
+    latents = encode(pipe, np.array([0, 255], np.uint8).reshape(1, 1, 2, 1).repeat(3, 3))
+    assert seen[0][0, :, 0].tolist() == [[-1.0, 1.0]] * 3 and latents[0, 0, 0].tolist() == [-2.0, 2.0]
+
+
+def test_a_delta_of_another_length_or_with_a_word_twice_is_refused(pipe):
+    delta = customize(pipe, exemplar_image(), [concept()], CONFIG, seed=0)
+    with pytest.raises(DeltaError, match="another base model"):
+        apply_delta(pipe, Delta(delta.rows, delta.vector[:-1], delta.meta))
+    size = len(pipe.tokenizer)
+    with pytest.raises(DeltaError, match="already knows one of them, or one stands there twice"):
+        with installed_tokens(pipe, ["<v1>", "<v1>"], torch.zeros(2, 16)):
+            pass
+    assert len(pipe.tokenizer) == size

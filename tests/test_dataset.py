@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ard import leaks
 from ard.dataset import TABLE1_COLUMNS, assemble, card, drop_unreadable, problems, shared_drawings, table1
 from ard.exemplars import Exemplar
 from ard.generate import Drawn
-from ard.leaks import PROBE_COLUMNS, hits, leak_probes, outside_pixels, probe_row
+from ard.leaks import (PROBE_COLUMNS, compare, exemplar_boxes, geometry, hits, leak_probes, medium, near, outside,
+                       outside_pixels, probe_row, rankings)
 from ard.records import Dataset, GalleryImage, GroundTruth, RecordError
 
 CLASSES = ("cat", "dog", "cow")
@@ -164,3 +166,94 @@ def test_outside_pixels_sees_only_cells_outside_both_regions():
         image[y0:y1, x0:x1] = 0
     assert np.allclose(before, outside_pixels(list(q), boxes[:3], list(x), boxes[3:]))
     assert (before < 0).all()
+
+
+def test_a_probe_leaks_where_it_lies_above_what_chance_gives_however_wide_its_interval():
+    scores = np.zeros((3, 40))
+    scores[0, 0] = scores[1, 1] = scores[2, 9] = 1  # two of three exemplars found among forty
+    row = probe_row("p", "all", scores, np.arange(3), np.arange(3), np.zeros(40, int), shuffles=300)
+    assert row["ci_low"] <= row["chance_high"] < row["recall_1"] and row["leaks"]
+
+
+def test_knowing_the_class_is_a_leak_among_all_images_and_not_among_those_of_the_class(tmp_path, monkeypatch):
+    def by_class(dataset, samples, gallery):
+        return {"class": np.array([[float(im.objects[0].class_name == s.class_name) for im in gallery] for s in samples])}
+
+    monkeypatch.setattr(leaks, "rankings", by_class)
+    whole, within = leak_probes(build(tmp_path), shuffles=300)
+    assert whole["leaks"] and not within["leaks"] and whole["recall_1"] == within["recall_1"] == pytest.approx(1 / 8)
+    assert whole["chance_high"] < within["chance_low"] == within["chance_high"]
+
+
+def test_distances_count_each_feature_by_its_spread():
+    a, b = np.array([[0.0, 0.0], [1000.0, 1.0]]), np.array([[600.0, 0.0], [0.0, 0.9]])
+    spread = np.concatenate([a, b]).std(0)
+    assert np.allclose(near(a, b), -np.linalg.norm((a[:, None] - b[None]) / spread, axis=-1))
+    assert np.isfinite(near(np.ones((2, 1)), np.ones((3, 1)))).all(), "a feature that never changes"
+
+
+def test_the_region_of_a_picture_is_r_x_and_where_none_asks_its_largest_object(tmp_path):
+    large, small = (0.0, 0.0, 60.0, 60.0), (1.0, 1.0, 9.0, 9.0)
+    data = build(tmp_path)
+    sample = data.samples["test"][0]
+    own = GroundTruth(sample.class_name, sample.individual_id, "d", "g", sample.exemplar_box)
+    shown = (GalleryImage(sample.exemplar_file, "a", (own, GroundTruth("dog", "", "", "", large))),
+             GalleryImage("none.png", "b", (GroundTruth("dog", "", "", "", small), GroundTruth("dog", "", "", "", large))),
+             GalleryImage("empty.png", "c", (), 30, 20))
+    assert exemplar_boxes((sample,), shown) == [sample.exemplar_box, large, (0.0, 0.0, 30.0, 20.0)]
+
+
+def test_the_geometry_of_a_box_is_a_share_of_its_own_picture():
+    wide = np.zeros((20, 40, 3), np.uint8)
+    assert geometry([(0, 0, 20, 5)], [wide])[0] == pytest.approx([0.25, 0.125, np.log(0.5 * 0.25), np.log(0.5 / 0.25)])
+
+
+def test_each_probe_reads_the_feature_it_is_named_after(tmp_path):
+    data = build(tmp_path)
+    samples, gallery = data.samples["test"][:6], data.gallery["test"]
+    found = rankings(data, samples, gallery)
+    queries, images = [data.pixels(s.query_file) for s in samples], [data.pixels(im.file) for im in gallery]
+    asked, boxes = [s.query_box for s in samples], exemplar_boxes(samples, gallery)
+    assert np.allclose(found["medium outside the regions"], compare(medium, queries, asked, images, boxes))
+    assert not np.allclose(found["medium outside the regions"], found["colours outside the regions"])
+
+
+def test_the_medium_is_the_same_turned_on_its_side():
+    rng = np.random.default_rng(0)
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[::2] = 200  # stripes
+    mask = rng.random((16, 16)) < 0.8
+    assert np.allclose(medium(image, mask), medium(image.swapaxes(0, 1), mask.T)) and medium(image, mask)[3] >= 0
+    image[::4] = 255
+    assert np.allclose(medium(image, mask), medium(image.swapaxes(0, 1), mask.T))
+
+
+def test_outside_pixels_is_the_mean_over_the_cells_that_both_show():
+    rng = np.random.default_rng(0)
+    q, x = rng.integers(0, 255, (2, 3, 16, 16, 3), dtype=np.uint8)  # cells are pixels
+    boxes = [tuple(v / 4 for v in random_box(rng)) for _ in range(6)]
+    found = outside_pixels(list(q), boxes[:3], list(x), boxes[3:])
+    for i in range(3):
+        for j in range(3):
+            both = outside(q[i], boxes[i]) & outside(x[j], boxes[3 + j])
+            gap = ((q[i] / 255 - x[j] / 255) ** 2).sum(-1)
+            assert found[i, j] == pytest.approx(-gap[both].mean())
+
+
+def test_what_would_make_results_wrong_is_named(tmp_path):
+    data = build(tmp_path)
+    assert problems(data) == []
+    first = data.gallery["test"][0]
+    own = next(s for s in data.samples["test"] if s.exemplar_file == first.file)
+
+    def told(samples=None, gallery=None):
+        return problems(replace(data, samples=data.samples | (samples or {}), gallery=data.gallery | (gallery or {})))
+
+    bare = (replace(first, objects=()), *data.gallery["test"][1:])
+    assert told(gallery={"test": bare}) == [f"individual {own.individual_id} stands in 0 gallery images"]
+    moved = (replace(first, file="elsewhere.png"), *data.gallery["test"][1:])
+    assert f"{own.sample_id}: no {first.file} in its gallery" in told(gallery={"test": moved})
+    twice = (*data.gallery["test"], GalleryImage(first.file, "other", ()))
+    assert told(gallery={"test": twice}) == [f"gallery file {first.file} stands 2 times"]
+    lost = (replace(own, split="val"), *(s for s in data.samples["test"] if s != own))
+    assert told(samples={"test": lost}) == [f"{own.sample_id}: of split val, listed in test"]

@@ -1,12 +1,14 @@
 """Answers survive a kill, rows are complete, rendered queries are right, and the report finds what was planted."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ard import report
+from ard import evaluation, report
 from ard.baselines.abc import AbCConfig
+from ard.detector.score import detect
 from ard.diagnostics import change_summary
 from ard.evaluation import ROWS, alone, asked_samples, class_proposals, collect, train_abc, write_results
 from ard.metrics import ANALYTIC_ROWS, IOU_GATE, TABLE2_COLUMNS
@@ -169,3 +171,39 @@ def test_abc_is_trained_once(dataset, tmp_path):
     count = len(calls)
     again = train_abc(dataset, encode, AbCConfig(epochs=2), tmp_path / "abc.safetensors")
     assert len(calls) == count and (first.map_real(np.eye(3)) == again.map_real(np.eye(3))).all()
+
+
+def test_time_is_of_a_pair(dataset, gallery, tmp_path, monkeypatch):
+    ticks = itertools.count()  # every look at the clock is a second later: each query takes one
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: float(next(ticks)))
+    _, milliseconds = collect(alone("m", Guess(dataset)), dataset.samples["test"][:3], dataset.query, gallery, tmp_path / "l", "m")
+    assert milliseconds == 1000 / len(gallery)
+
+
+def test_proposals_are_those_of_each_class_by_its_own_name(dataset):
+    model = tiny_detector()
+    proposals = class_proposals(model, dataset, "test", CLASSES, threshold=0.0)
+    image = dataset.gallery["test"][0]
+    wanted = {c: detect(model, dataset.pixels(image.file)[None], c, 0.0)[0].boxes for c in CLASSES}
+    assert all(np.allclose(proposals(image.image_id, c), wanted[c], atol=1e-2) for c in CLASSES)
+    assert any(wanted[a].shape != wanted[b].shape or not np.allclose(wanted[a], wanted[b], atol=0.1)
+               for a, b in itertools.combinations(CLASSES, 2))
+
+
+def test_abc_pairs_each_query_with_its_own_exemplar(dataset, tmp_path, monkeypatch):
+    """Also of more samples than are encoded at once, and in another order than the gallery's."""
+    samples = dataset.samples["train"][::-1] * 6
+    more, given = replace(dataset, samples={"train": samples}), {}
+
+    def train(real, synthetic, owner, config):
+        given.update(real=real, synthetic=synthetic, owner=owner)
+        return real_train(real, synthetic, owner, config)
+
+    def encode(images):
+        return np.stack([np.asarray(im, float).reshape(-1, 3).mean(0) for im in images])
+
+    real_train = evaluation.train
+    monkeypatch.setattr(evaluation, "train", train)
+    train_abc(more, encode, AbCConfig(epochs=1), tmp_path / "abc.safetensors")
+    assert len(samples) > 64 and np.array_equal(given["synthetic"], encode([dataset.pixels(s.query_file) for s in samples]))
+    assert np.array_equal(given["real"][given["owner"]], encode([dataset.pixels(s.exemplar_file) for s in samples]))

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ard.exemplars import (ExemplarConfig, Pair, best_box, build_exemplars, load_exemplars, read_mask, reasons,
-                           save_exemplars)
+from ard.exemplars import (Exemplar, ExemplarConfig, Pair, best_box, build_exemplars, load_exemplars, read_mask, reasons,
+                           save_exemplars, take)
 from ard.files import read_jsonl, write_jsonl
 
 BOX = (10.0, 10.0, 50.0, 50.0)
@@ -89,3 +89,38 @@ def test_empty_or_double_sets_are_refused(root):
         build_exemplars([], root, detect, segment)
     with pytest.raises(ValueError, match="stand twice"):
         build_exemplars([Pair("a", "0.png", "cat")] * 2, root, detect, segment, ExemplarConfig())
+
+
+def found(box):
+    return lambda image, name: (np.array([box], float), np.array([0.9]))
+
+
+def test_a_mask_lies_in_its_box_also_where_that_is_off_the_middle_or_leaves_the_picture(root):
+    def corner(image, box):  # 26 wide, 30 high, at the left below
+        mask = np.zeros(image.shape[:2], bool)
+        mask[34:64, 0:26] = True
+        return mask
+
+    for box, reasons in (((0, 34, 26, 64), []), ((-3, 30, 30, 70), []), ((34, 0, 64, 26), ["mask outside box"])):
+        kept, dropped = build_exemplars([Pair("a", "0.png", "dog")], root, found(box), corner)
+        assert [d.reason for d in dropped] == reasons, box
+
+
+def test_a_mask_that_covers_too_little_of_its_box_is_empty(root):
+    def speck(image, box):
+        mask = np.zeros(image.shape[:2], bool)
+        mask[20:30, 20:30] = True
+        return mask
+
+    pair, square = [Pair("a", "0.png", "dog")], found((10, 10, 50, 50))  # 100 of 1,600 px
+    for share, reasons in ((0.06, []), (0.07, ["mask empty"])):
+        assert [d.reason for d in build_exemplars(pair, root, square, speck, ExemplarConfig(min_fill=share))[1]] == reasons
+
+
+def test_the_first_of_each_class_and_split_are_taken():
+    rows = [Exemplar(f"{split}-{name}{i}", "a.png", name, (0.0, 0.0, 9.0, 9.0), 0.5, "m.png", 9, {"split": split})
+            for i in range(3) for name in ("cat", "dog", "cow") for split in ("train", "test", "val")]
+    taken = take(rows, {"train": 2, "test": 1}, ["cat", "dog"])
+    assert [e.exemplar_id for e in taken] == ["train-cat0", "test-cat0", "train-dog0", "test-dog0", "train-cat1", "train-dog1"]
+    with pytest.raises(ValueError, match="no exemplar of"):
+        take(rows, {"train": 2}, ["horse"])

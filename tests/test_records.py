@@ -138,3 +138,24 @@ def test_gallery_loads_each_image_once():
 def test_coco_round_trip_keeps_order_and_empty_images():
     images = (make_image(3), GalleryImage("images/e.png", "e", ()), make_image(1))
     assert images_from_coco(images_to_coco(images), "here") == images
+
+
+@pytest.mark.parametrize("change, reason", [
+    ({"query_box": [True, 2, 9, 5]}, "query_box: expected a box"),
+    ({"query_box": [1, 5, 9, 5]}, "query_box: expected a box"),
+    ({"query_box": [1, 5, 9, 2]}, "query_box: expected a box"),
+    ({"template": True}, "template: expected int, found True"),
+])
+def test_truth_values_are_no_numbers_and_boxes_have_height(change, reason):
+    with pytest.raises(RecordError, match=reason):
+        from_row(Sample, dataclasses.asdict(make_sample(0)) | change, "here")
+
+
+def test_coco_keeps_every_digit_of_a_box_and_its_area():
+    low, high = np.random.default_rng(0).uniform([[[0.0]], [[32.0]]], [[[32.0]], [[64.0]]], (2, 500, 2)).round(2).tolist()
+    boxes = [(*a, *b) for a, b in zip(low, high) if a[0] < b[0] and a[1] < b[1]]
+    assert any(x0 + (x1 - x0) != x1 for x0, _, x1, _ in boxes), "a width of its own would lose digits"
+    image = GalleryImage("a.png", "a", tuple(GroundTruth("cat", "i", "d", "g", box) for box in boxes))
+    coco = images_to_coco([image])
+    assert images_from_coco(coco, "here") == (image,)
+    assert [a["area"] for a in coco["annotations"]] == pytest.approx([a["bbox"][2] * a["bbox"][3] for a in coco["annotations"]])

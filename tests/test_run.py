@@ -177,3 +177,17 @@ def test_all_resumes_after_a_failure_and_starts_anew_after_success(repo, capsys)
     assert run.main(["--estimate"]) == 0 and "differ; 1 not measured" in capsys.readouterr().out
     assert run.main(["--estimate", "dvc.yaml"]) == 0 and "01_tiny" in capsys.readouterr().out
     assert run.main(["--estimate", "12_frist"]) == 1 and "known: 01_tiny" in capsys.readouterr().err
+
+
+def test_unfinished_work_is_of_its_code_parameters_and_inputs(repo):
+    root = repo()
+    (root / "data").mkdir()
+    (root / "data/in.txt").write_text("1")
+
+    def work():
+        return run.Run(Stage("01_tiny", deps=("data/in.txt",)), root).work
+
+    first = work()
+    assert work() == first
+    (root / "data/in.txt").write_text("2")
+    assert work() != first

@@ -3,8 +3,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from ard.detector import criterion as c
+from ard.detector.joint import Match
 
 
 def random_problem(seed: int, b: int = 3, n: int = 5, m: int = 3, t: int = 4):
@@ -84,3 +86,36 @@ def test_a_class_cost_is_a_mean_over_the_tokens_of_the_object():
     twin[..., 1] = twin[..., 0]  # both tokens say the same
     found = [c.matching_cost(twin, boxes, c.Targets(targets.boxes, t, targets.real), c.SETTINGS["groundingdino"]) for t in (one, two)]
     assert torch.allclose(*found, atol=1e-5)
+
+
+def by_hand(logits, boxes, targets, image, weights):
+    """Class, box and GIoU loss of one image's regions, summed: (N, T), (N, 4)."""
+    one = c.Targets(*(t[image : image + 1] for t in (targets.boxes, targets.tokens, targets.real)))
+    _, rows, objects = c.hungarian(c.matching_cost(logits[None], boxes[None], one, weights), one.real)
+    wanted = torch.zeros_like(logits)
+    for row, m in zip(rows, objects):
+        wanted[row] = one.tokens[0, m]
+    pairs = [(c.corners(boxes[r]), c.corners(one.boxes[0, m])) for r, m in zip(rows, objects)]
+    return torch.tensor([float(sigmoid_focal_loss(logits, wanted, 0.25, 2.0).sum()),
+                         sum(float((boxes[r] - one.boxes[0, m]).abs().sum()) for r, m in zip(rows, objects)),
+                         sum(1 - float(generalized_box_iou(a[None], b[None])) for a, b in pairs)])
+
+
+@pytest.mark.parametrize("setting", c.SETTINGS)
+def test_the_whole_loss_is_a_sum_over_layers_and_the_best_of_the_first_stage(setting):
+    weights, layers, top, targets = c.SETTINGS[setting], 2, 4, random_problem(0)[2]
+    answers = [random_problem(seed)[:2] for seed in (5, 6)]
+    first_logits, first_boxes = random_problem(7, n=9)[:2]
+    match = Match(torch.stack([b for _, b in answers], 1), torch.stack([x for x, _ in answers], 1), first_boxes, first_logits,
+                  *[torch.empty(0)] * 5)
+    total, log = c.detection_loss(match, targets, setting, top)
+    objects = int(targets.real.sum())
+    decoder = sum(by_hand(x[i], b[i], targets, i, weights) for x, b in answers for i in range(3)) / objects
+    encoder = torch.zeros(3)
+    for i in range(3):
+        best = sorted(range(9), key=lambda k: -float(first_logits[i, k].max()))[:top]
+        encoder += by_hand(first_logits[i][best], first_boxes[i][best], targets, i, weights) / objects
+    assert float(total) == pytest.approx(float((torch.tensor(weights.loss) * (decoder + encoder)).sum()), rel=1e-4)
+    assert [log[k] for k in ("class", "box", "giou")] == pytest.approx((decoder / layers).tolist(), rel=1e-4)
+    assert [log[f"encoder_{k}"] for k in ("class", "box", "giou")] == pytest.approx(encoder.tolist(), rel=1e-4)
+    assert np.isclose(log["loss"], float(total))

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ard.detector.criterion import detection_loss, make_targets
 from ard.detector.features import REGION
+from ard.detector.joint import ABSENT
 from ard.detector.model import (
     AttributionConfig,
     AttributionGroundingDinoForObjectDetection,
@@ -136,3 +139,38 @@ def test_a_likeness_head_is_saved_and_loaded(pool, tmp_path):
     again = load_detector(save_detector(model, tmp_path / "m"))
     assert again.config.likeness
     assert torch.equal(again.likeness_head.project.weight, model.likeness_head.project.weight.half().float())
+
+
+@torch.no_grad()
+def test_exemplars_are_standardised_channel_by_channel_and_one_that_never_varies_does_no_harm(tiny, pool):
+    mean, std = torch.rand(REGION), torch.rand(REGION) + 0.5
+    std[0] = 0
+    plain, vector = tiny._query_tokens(build_prompt([[Phrase(None, (pool.regions[0].float() - mean) / std.clamp(min=1e-3))]])), pool.regions[0].float()
+    tiny.set_region_statistics(mean, std)
+    prompt = build_prompt([[Phrase(None, vector)]])
+    assert torch.allclose(tiny._query_tokens(prompt)[prompt.kind == EXEMPLAR], plain[prompt.kind == EXEMPLAR], atol=1e-3)
+    assert tiny.region_std.min() > 0 and torch.isfinite(tiny.match(pool.features[:1], prompt).logits).all()
+
+
+def test_regions_start_as_background(tiny):
+    assert math.isclose(float(tiny.score_head.bias.detach().sigmoid()), 0.01, rel_tol=0.02)
+
+
+@torch.no_grad()
+def test_padding_chooses_no_region(tiny, pool):
+    prompts = build_prompt([[Phrase("cat")], [Phrase("teddy bear"), Phrase("dog")]])
+    match = tiny.match(pool.features[:2], prompts)
+    assert (match.encoder_logits[0][:, ~prompts.present[0]] == ABSENT).all() and (~prompts.present[0]).any()
+    assert (match.encoder_logits[0][:, prompts.present[0]] > ABSENT / 2).all()
+
+
+@torch.no_grad()
+def test_the_decoder_knows_where_each_cell_of_the_fine_map_is(tiny, pool, monkeypatch):
+    """The fine level passes the fusion encoder by: its place is added to it, as the encoder does with the others."""
+    seen, decode = [], tiny._decode
+    monkeypatch.setattr(tiny, "_decode", lambda start, memory, *rest: seen.append(memory) or decode(start, memory, *rest))
+    tiny.match(pool.features[:1], prompt_for(pool, [0]))
+    scene = tiny._scene(pool.features[:1])
+    height, width = scene.shapes[0]
+    assert torch.allclose(seen[0][:, : height * width], (scene.tokens + scene.where)[:, : height * width], atol=1e-5)
+    assert scene.where[:, : height * width].abs().max() > 0.1

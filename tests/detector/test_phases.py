@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from ard.detector import phases as ph
 from ard.detector.criterion import SETTINGS as WEIGHTS, set_loss
-from ard.detector.features import region_vectors
-from ard.detector.prompts import EXEMPLAR, TEXT
+from ard.detector.features import FeatureCache, image_features, region_vectors
+from ard.detector.prompts import EXEMPLAR, Phrase, TEXT
 from ard.detector.train import TrainSettings
 from ard.files import FileError
+from ard.geometry import to_cxcywh
 from ard.validation import changed
 from tests.detector.conftest import NAMES
 from tests.toy_attribution import toy_dataset
@@ -133,3 +135,55 @@ def test_phase2_minimises_eq_2_and_3(phase_data, with_likeness, lambda_cls, lamb
     gaps = [torch.linalg.norm(m @ m.T - torch.eye(len(m))) for m in (with_likeness.score_head.region.weight, with_likeness.score_head.token.weight)]
     assert match.likeness.abs().max() > 0.1 and float(main) == pytest.approx(log["class"], rel=1e-3)
     assert float(found) == pytest.approx(lambda_cls * float(main) + lambda_reg / 2 * float(sum(gaps)), rel=1e-3)
+
+
+def mirrored(boxes):
+    boxes = np.asarray(boxes, float)
+    return np.stack([64 - boxes[:, 2], boxes[:, 1], 64 - boxes[:, 0], boxes[:, 3]], 1)
+
+
+def test_phase_data_is_the_dataset_as_it_is_and_mirrored(dataset):
+    """Also of chosen samples in another order than the gallery's."""
+    samples = dataset.samples["train"][::-1]
+    data, x = ph.load_phase_data(dataset, "train", FeatureCache(), samples), [s.exemplar_box for s in samples]
+    assert np.allclose(data.boxes, [to_cxcywh(np.array(x), 64, 64), to_cxcywh(mirrored(x), 64, 64)])
+    for picture, boxes, gallery, queries in ((lambda p: p, lambda b: b, *[t[0] for t in (data.gallery, data.queries)]),
+                                             (lambda p: p[:, ::-1].copy(), mirrored, *[t[1] for t in (data.gallery, data.queries)])):
+        shown = image_features(np.stack([picture(dataset.pixels(s.exemplar_file)) for s in samples]))
+        assert torch.allclose(gallery[torch.from_numpy(data.source)].float(), shown.float(), atol=0.05)
+        asked = image_features(np.stack([picture(dataset.pixels(s.query_file)) for s in samples]))
+        vectors = region_vectors(asked, torch.from_numpy(boxes(np.array([s.query_box for s in samples]))))
+        assert torch.allclose(queries.float(), vectors, atol=0.1)
+    assert data.names == tuple(s.class_name for s in samples) and data.shown[data.source[0]] == {samples[0].class_name}
+
+
+def test_what_a_picture_shows_is_never_asked_for_as_if_it_were_not_there(phase_data, monkeypatch):
+    seen, build = [], ph.build_prompt
+    monkeypatch.setattr(ph, "build_prompt", lambda captions: seen.extend(captions) or build(captions))
+    also = replace(phase_data, shown=tuple(s | {"teddy bear"} for s in phase_data.shown))
+    ph.phase1_batches(also, NAMES, 64)(np.random.default_rng(0))
+    others = [p.name for caption in seen for p in caption if p.exemplar is None]
+    assert {"cat", "dog", "bear"} == set(others) and len(seen) == 64
+
+
+def test_a_rival_was_learned_from_another_picture(phase_data):
+    """Two queries of each picture, asked among those of their class."""
+    pairs = np.arange(12) // 2 * 2
+    data, asked = replace(phase_data, source=pairs, names=tuple(NAMES[i // 2 % 2] for i in range(12))), []
+
+    def phrase(name, vector):
+        [(_, row)] = [(f, r) for f in range(2) for r in range(12) if torch.equal(phase_data.queries[f, r].float(), vector)][:1]
+        asked.append(row)
+        return Phrase(name, vector)
+
+    ph.phase1_batches(data, NAMES, 64, other_names=0, rivals=1, phrase=phrase)(np.random.default_rng(0))
+    own, rivals = np.array(asked[::2]), np.array(asked[1::2])
+    assert len(own) == len(rivals) == 64 and (pairs[own] != pairs[rivals]).all()
+
+
+def test_phase2_moves_box_and_picture_together_and_mirrors_negatives_too(phase_data):
+    batch = ph.phase2_batches(phase_data, 24, k=2)(np.random.default_rng(0))
+    where = [next((f, g) for f in range(2) for g in range(12) if torch.equal(phase_data.gallery[f, g], one)) for one in batch.features]
+    for (flip, image), box in list(zip(where, batch.targets.boxes[:, 0]))[::3]:
+        assert np.allclose(box, phase_data.boxes[flip, image], atol=1e-6)
+    assert {f for f, _ in where[::3]} == {f for i, (f, _) in enumerate(where) if i % 3} == {0, 1}

@@ -4,6 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ard.detector import train as t
 from ard.detector.pretrain import exemplar_batches, other_individual, text_batches
@@ -109,3 +110,48 @@ def test_killed_while_the_last_log_is_written_it_is_written_then(tiny, pool, tmp
         t.train(fresh(tiny), make, SETTINGS, tmp_path / "killed")
     t.train(fresh(tiny), make, SETTINGS, tmp_path / "killed")
     assert (tmp_path / "killed/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+
+
+class Slope(nn.Module):
+    """One weight whose loss is `pull` times itself; keeps what it was at each step."""
+
+    def __init__(self, pull=1.0):
+        super().__init__()
+        self.weight, self.pull, self.seen, self.draws = nn.Parameter(torch.tensor([2.0])), pull, [], []
+
+    def train_with(self, folder, **changes):
+        settings = t.TrainSettings(**{"steps": 6, "warmup": 0, "schedule": "step", "drop_at": 1.0, "learning_rate": 0.1, "weight_decay": 0.0,
+                                      "log_every": 4, "checkpoint_every": 4, **changes})
+        rows = t.train(self, lambda rng: self.draws.append(rng.random()), settings, folder, lambda model, _: self.loss())
+        return rows, float(self.weight.detach())
+
+    def loss(self):
+        self.seen.append(float(self.weight.detach()))
+        return self.pull * self.weight.sum(), {"loss": self.seen[-1]}
+
+
+def test_a_row_of_the_log_is_a_mean_over_its_steps_also_the_last_and_each_step_draws_anew(tmp_path):
+    model = Slope()
+    rows, _ = model.train_with(tmp_path)
+    assert [row["step"] for row in rows] == [4, 6] and len(set(model.draws)) == 6
+    assert [row["loss"] for row in rows] == pytest.approx([np.mean(model.seen[:4]), np.mean(model.seen[4:])], abs=1e-6)
+
+
+def test_the_average_follows_quickly_at_first_and_is_what_remains(tmp_path):
+    model = Slope()
+    _, kept = model.train_with(tmp_path, ema=0.9)
+    after, average = model.seen[1:], 2.0  # what was seen at a step is what the one before left
+    after.append(float(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["weights"]["weight"]))
+    for step, weight in enumerate(after):
+        average += (1 - min(0.9, (1 + step) / (10 + step))) * (weight - average)
+    assert kept == pytest.approx(average, rel=1e-5) and abs(kept - after[-1]) > 0.01
+
+
+def test_weights_decay_as_told_and_a_clipped_gradient_moves_nothing(tmp_path):
+    assert Slope(0.0).train_with(tmp_path / "a", weight_decay=0.5)[1] == pytest.approx(2 * (1 - 0.1 * 0.5) ** 6)
+    assert Slope().train_with(tmp_path / "b", clip=0.0)[1] == 2.0 and Slope().train_with(tmp_path / "c")[1] < 1.5
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path):
+    with pytest.raises(FloatingPointError, match="at step 0; lower the learning rate"):
+        Slope(float("nan")).train_with(tmp_path)
