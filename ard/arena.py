@@ -26,6 +26,7 @@ from ard.files import Ledger, atomic_write_json, read_json, sha256_bytes, sha256
 from ard.provenance import PLUMBING, meaning, reached
 from ard.records import Attribution, Dataset, GalleryImage, Sample, positive
 
+ROOT = Path(__file__).resolve().parents[1]  # of the repository, whose code is hashed wherever a profile works
 WRONG = 5  # most confident wrong answers kept of each method
 TOP = 10  # answers kept of the queries that pictures show
 FORMAT = 1  # of a record; another number asks all again
@@ -41,7 +42,7 @@ Answers = Mapping[str, Sequence[Attribution]]  # by sample_id
 
 
 # ---- what an answer depends on ---------------------------------------------------------------------------------------
-def fingerprint(entry: Entry, kit: Kit, samples: Sequence[Sample], shown: Sequence[str] = (), root: str | Path = ".") -> str:
+def fingerprint(entry: Entry, kit: Kit, samples: Sequence[Sample], shown: Sequence[str] = (), root: str | Path = ROOT) -> str:
     """Hash of all that decides a method's record: its code and what that reaches, settings, pictures, folders, queries."""
     opened = "\n".join(f"import {OPENED_BY[name]}" for name in entry.reads if name in OPENED_BY)
     source = Path(sys.modules[_home(entry)].__file__).read_text(encoding="utf-8")
