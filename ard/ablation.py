@@ -19,10 +19,9 @@ from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.variants import Variant
 from ard.files import Ledger, sha256_tree, write_jsonl
 from ard.intervals import bootstrap_mean, paired_difference
-from ard.provenance import code_reached, digest
+from ard.provenance import ROOT, code_reached, digest
 from ard.records import Dataset, Sample
 
-ROOT = Path(__file__).resolve().parents[1]  # of the repository, whose code is hashed
 AGAINST = "against"  # names, among a row's changes, the row it is compared with
 # folders of data that a row depends on
 READ = ("mini-coco", "queries", "collection", "world", "models/generator", "models/exemplar_prompted")

@@ -23,10 +23,9 @@ from ard.baselines.methods import pick_queries
 from ard.baselines.registry import Entry
 from ard.evaluation import alone, collect
 from ard.files import Ledger, atomic_write_json, read_json, sha256_bytes, sha256_tree, write_jsonl
-from ard.provenance import PLUMBING, meaning, reached
+from ard.provenance import PLUMBING, ROOT, meaning, reached
 from ard.records import Attribution, Dataset, GalleryImage, Sample, positive
 
-ROOT = Path(__file__).resolve().parents[1]  # of the repository, whose code is hashed wherever a profile works
 WRONG = 5  # most confident wrong answers kept of each method
 TOP = 10  # answers kept of the queries that pictures show
 FORMAT = 1  # of a record; another number asks all again

@@ -56,8 +56,9 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         pictures = [(query, _corners(box)), *(_picture(one) for one in also)]
         if not gallery.is_dir():
             raise FileError(f"{gallery}: no such folder")
-        found = sorted(path for path in gallery.rglob("*") if path.is_file())
-        files = [path for path in found if path.suffix.lower() in PICTURES]
+        found = list(gallery.rglob("*"))
+        files = sorted(path for path in found if path.suffix.lower() in PICTURES)
+        left_out = sum(path.suffix.lower() not in PICTURES and path.is_file() for path in found)
         if not files:
             raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
         attributor = load_attributor(model, closeup)
@@ -74,7 +75,7 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         typer.echo(f"chance that the source is among them: {answer.sure:.2f} (before looking: {prior:g})", err=True)
     for skipped in answer.skipped:
         typer.echo(f"skipped: {skipped.reason}", err=True)
-    others = f", {len(found) - len(files)} files with other endings left out" if len(found) > len(files) else ""
+    others = f", {left_out} files with other endings left out" if left_out else ""
     typer.echo(f"{answer.ranked} pictures ranked, {len(answer.skipped)} skipped{others}", err=True)
 
 

@@ -144,7 +144,7 @@ def _install_tokens(pipe, tokens: Sequence[str], rows: Tensor):
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
     table = encoder.get_input_embeddings()
     larger = copy.deepcopy(tokenizer)
-    if larger.add_tokens(list(tokens)) != len(tokens):
+    if set(tokens) & larger.get_vocab().keys() or larger.add_tokens(list(tokens)) != len(tokens):
         raise DeltaError(f"tokens {list(tokens)}: the tokenizer already knows one of them, or one stands there twice")
     ids = larger.convert_tokens_to_ids(list(tokens))
     new = nn.Embedding(max(table.num_embeddings, len(larger), *(i + 1 for i in ids)), table.embedding_dim)

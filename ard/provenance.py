@@ -22,6 +22,7 @@ from ard.files import FileError, PathLike, atomic_write_json, read_json, sha256_
 
 # Plumbing that moves results about but cannot change them: editing it makes no stage stale.
 PLUMBING = {f"ard/{name}.py" for name in ("__init__", "config", "files", "notebook", "provenance", "run", "stages")}
+ROOT = Path(__file__).resolve().parents[1]  # of the repository, whose code is hashed wherever a profile works
 CODE = {".py", ".pyc"}
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "timm", "numpy", "pillow", "safetensors")
 

@@ -95,19 +95,19 @@ def resumed_at(folder: str | Path) -> int:
 
 
 def watched_phase1(model, data: PhaseData, names: Sequence[str], settings: TrainSettings, watch: Watch,
-                   other_names: int = 4, rivals: int = 0, absent: float = 0.0) -> tuple[list[dict], list[dict]]:
+                   other_names: int = 4, rivals: int = 0, absent: float = 0.0, **told) -> tuple[list[dict], list[dict]]:
     """`phases.train_phase1` with a watch: ARD- in place; returns rows of the loss and rows of the validation."""
     log = phases.train_phase1(model, data, names, settings, watch.folder, other_names, rivals, absent,
-                              partial(watch.wrap, steps=settings.steps))
+                              partial(watch.wrap, steps=settings.steps), **told)
     watch.ask(model, settings.steps)
     return log, watch.rows()
 
 
 def watched_phase2(model, data: PhaseData, settings: TrainSettings, watch: Watch, k: int = 4, lambda_cls: float = 1.0,
-                   lambda_reg: float = 0.5, adapter: str = "linear") -> tuple[list[dict], list[dict]]:
+                   lambda_reg: float = 0.5, adapter: str = "linear", **told) -> tuple[list[dict], list[dict]]:
     """`phases.train_phase2` with a watch: ARD in place, F and F~ alone; returns the rows of loss and validation."""
     log = phases.train_phase2(model, data, settings, watch.folder, k, lambda_cls, lambda_reg, adapter,
-                              partial(watch.wrap, steps=settings.steps))
+                              partial(watch.wrap, steps=settings.steps), **told)
     watch.ask(model, settings.steps)
     return log, watch.rows()
 

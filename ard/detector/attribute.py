@@ -112,7 +112,7 @@ class Attributor:
     def _collated(self, ready: Sequence[Prepared]) -> Pictures | np.ndarray:
         """A batch, where the detector is."""
         batch = self.processor.collate(ready)
-        return Pictures(*(part.to(self.detector.device) for part in batch)) if isinstance(batch, Pictures) else batch
+        return batch.to(self.detector.device) if isinstance(batch, Pictures) else batch
 
     def attribute(self, query: Source, query_box, prompt: str | None, gallery: Index | Mapping[str, Source] | Sequence[str | Path],
                   top_k: int = 10, prior: float = 0.5) -> Answer:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ard import validation
 from ard.detector.class_words import Shown, class_word_targets
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.negatives import draw_negatives
-from ard.detector.phases import PhaseData, phase2_loss, set_trainable
+from ard.detector.phases import PhaseData
 from ard.detector.prompts import Phrase, build_prompt
-from ard.detector.train import Batch, TrainSettings, train
+from ard.detector.train import Batch, TrainSettings
 from ard.validation import Watch
 
 
@@ -45,11 +46,5 @@ def watched_phase2(model: AttributionGroundingDinoForObjectDetection, data: Phas
                    settings: TrainSettings, watch: Watch, k: int = 4, lambda_cls: float = 1.0, lambda_reg: float = 0.5,
                    adapter: str = "linear") -> tuple[list[dict], list[dict]]:
     """`ard.validation.watched_phase2` with words that mean the class: ARD in place; rows of the loss, rows of the validation."""
-    model.renew_adapters(adapter)
-    model.set_adapters(True)
-    set_trainable(model, adapters=True)
     batches = class_word_negatives(data, shown, settings.batch_size, k)
-    log = train(model, batches, settings, watch.folder, watch.wrap(phase2_loss(settings, lambda_cls, lambda_reg), settings.steps),
-                name="phase 2")
-    watch.ask(model, settings.steps)
-    return log, watch.rows()
+    return validation.watched_phase2(model, data, settings, watch, k, lambda_cls, lambda_reg, adapter, batches=batches)

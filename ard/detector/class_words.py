@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ard import validation
 from ard.detector.criterion import Targets
 from ard.detector.features import IMAGE_SIZE
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
-from ard.detector.phases import FLIPS, PhaseData, _rival, moved_boxes, one_source, set_trainable
+from ard.detector.phases import FLIPS, PhaseData, _rival, moved_boxes, one_source, shuffled
 from ard.detector.prompts import EXEMPLAR, TEXT, Phrase, Prompt, build_prompt
 from ard.detector.rendered_pairs import CHUNK
-from ard.detector.train import Batch, TrainSettings, supervised_loss, train
+from ard.detector.train import Batch, TrainSettings
 from ard.geometry import to_cxcywh
 from ard.records import Dataset
 from ard.rendered import base_individuals
@@ -88,8 +89,8 @@ def class_word_batches(data: PhaseData, shown: Sequence[Shown], names: Sequence[
         free = [n for n in names if n not in shown[data.source[row]].names]
         count = min(int(rng.integers(other_names + 1)), len(free))
         phrases = own + others + [Phrase(str(n)) for n in rng.choice(free, count, replace=False)]
-        order = rng.permutation(len(phrases))
-        return [phrases[i] for i in order], int(np.flatnonzero(order == 0)[0]) if own else -1
+        caption, place = shuffled(rng, phrases)
+        return caption, place if own else -1
 
     def make(rng: np.random.Generator) -> Batch:
         rows, flip_x, flip_q = rng.integers(len(data.source), size=batch_size), *rng.integers(2, size=(2, batch_size))
@@ -123,13 +124,8 @@ def watched_phase1(model: AttributionGroundingDinoForObjectDetection, data: Phas
                    settings: TrainSettings, watch: Watch, other_names: int = 4, rivals: int = 0, absent: float = 0.0,
                    ) -> tuple[list[dict], list[dict]]:
     """`ard.validation.watched_phase1` with words that mean the class: ARD- in place; rows of the loss, rows of the validation."""
-    model.set_adapters(False)
-    set_trainable(model, adapters=False)
     batches = class_word_batches(data, shown, names, settings.batch_size, other_names, rivals, absent)
-    loss = watch.wrap(supervised_loss(settings), settings.steps)
-    log = train(model, batches, settings, watch.folder, loss, name="phase 1")
-    watch.ask(model, settings.steps)
-    return log, watch.rows()
+    return validation.watched_phase1(model, data, names, settings, watch, other_names, rivals, absent, batches=batches)
 
 
 def _words(prompt: Prompt, row: int, names: Sequence[str], name: str) -> Tensor:

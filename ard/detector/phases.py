@@ -25,6 +25,7 @@ from ard.records import Dataset, Sample
 
 FLIPS = (Transform(IMAGE_SIZE, IMAGE_SIZE), Transform(IMAGE_SIZE, IMAGE_SIZE).hflip())
 FROZEN = ("model.backbone.", "model.text_backbone.", "query_backbone.")  # of `AttributionDetector`; the mini world's are no part of it
+Batches = Callable[[np.random.Generator], Batch]
 LIT = (TEXT, EXEMPLAR)  # kinds of tokens whose target is 1 on R_X
 
 
@@ -156,9 +157,9 @@ def phase1_batches(
             free = [n for n in names if n != data.names[row] and n not in data.shown[data.source[row]]]
             count = min(int(rng.integers(other_names + 1)), len(free))
             phrases += [Phrase(str(n)) for n in rng.choice(free, count, replace=False)] if count else []
-            order = rng.permutation(len(phrases))
-            captions.append([phrases[i] for i in order])
-            labels.append([int(np.flatnonzero(order == 0)[0])] if there else [])
+            caption, own = shuffled(rng, phrases)
+            captions.append(caption)
+            labels.append([own] if there else [])
             wanted.append(data.boxes[flip_x[n], row][None] if there else np.empty((0, 4)))
         prompt = build_prompt(captions)
         return Batch(
@@ -168,6 +169,12 @@ def phase1_batches(
         )
 
     return make
+
+
+def shuffled(rng: np.random.Generator, phrases: Sequence[Phrase]) -> tuple[list[Phrase], int]:
+    """A caption of the phrases in random order, and the place in it of the first of them."""
+    order = rng.permutation(len(phrases))
+    return [phrases[i] for i in order], int(np.flatnonzero(order == 0)[0])
 
 
 def _rival(rng: np.random.Generator, data: PhaseData, row: int, candidates: np.ndarray) -> tuple[str, Tensor]:
@@ -187,17 +194,19 @@ def train_phase1(
     rivals: int = 0,
     absent: float = 0.0,
     watched: Callable[[Callable], Callable] = unwatched,
+    batches: Batches | None = None,
     **told,
 ) -> list[dict]:
     """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector.
 
     watched: puts something that is done at every step around the loss, such as a look at validation.
-    told: what ablations change in `phase1_batches`.
+    batches: in the place of `phase1_batches`, made of the same. told: what ablations change in those.
     """
     model.set_adapters(False)
     set_trainable(model, adapters=False)
-    batches = phase1_batches(data, names, settings.batch_size, other_names, rivals, absent, **told)
-    recipe = {"data": data.digest, "names": list(names), "other_names": other_names, "rivals": rivals, "absent": absent}
+    batches = batches or phase1_batches(data, names, settings.batch_size, other_names, rivals, absent, **told)
+    recipe = {"data": data.digest, "names": list(names), "other_names": other_names, "rivals": rivals, "absent": absent,
+              "batches": batches.__qualname__}
     return train(model, batches, settings, folder, watched(supervised_loss(settings)), name="phase 1", recipe=recipe)
 
 
@@ -291,19 +300,21 @@ def train_phase2(
     watched: Callable[[Callable], Callable] = unwatched,
     negatives: str = "mixed",
     objective: str = "focal",
+    batches: Batches | None = None,
     **told,
 ) -> list[dict]:
     """ARD: F and F~ from where they are (fresh ones are the identity), everything else as phase 1 left it; `batch_size` counts
     positives.
 
     adapter: what F and F~ are, a key of `score_head.ADAPTERS`; the paper's are linear. negatives: a key of
-    `negatives.NEGATIVES`. objective: as in `phase2_loss`. told: what ablations change in `phase2_batches`.
+    `negatives.NEGATIVES`. objective: as in `phase2_loss`. batches: in the place of `phase2_batches`, made of the same. told: what
+    ablations change in those.
     """
     model.renew_adapters(adapter)
     model.set_adapters(True)
     set_trainable(model, adapters=True)
-    batches = phase2_batches(data, settings.batch_size, k, NEGATIVES[negatives], **told)
+    batches = batches or phase2_batches(data, settings.batch_size, k, NEGATIVES[negatives], **told)
     loss = phase2_loss(settings, lambda_cls, lambda_reg, objective, keep=k if negatives == "mined" else 0)
     recipe = {"data": data.digest, "k": k, "lambda_cls": lambda_cls, "lambda_reg": lambda_reg, "adapter": adapter,
-              "negatives": negatives, "objective": objective}
+              "negatives": negatives, "objective": objective, "batches": batches.__qualname__}
     return train(model, batches, settings, folder, watched(loss), name="phase 2", recipe=recipe)

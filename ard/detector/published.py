@@ -63,6 +63,10 @@ class Pictures(NamedTuple):
     mask: Tensor  # (B, H, W) bool: picture
     sizes: Tensor  # (B, 2) width and height without padding
 
+    def to(self, device: torch.device | str) -> "Pictures":
+        """The same batch on a device."""
+        return Pictures(*(part.to(device) for part in self))
+
 
 @dataclass(frozen=True, eq=False)
 class Maps:
@@ -96,13 +100,16 @@ class AttributionDetector(JointDetector):
         """Gallery pictures through I_1."""
         return self._maps(self.model.backbone.conv_encoder, pictures)
 
+    def query_maps(self, pictures: Pictures) -> Maps:
+        """Generated pictures through I_2."""
+        return self._maps(self.query_backbone or self.model.backbone.conv_encoder, pictures)
+
     def encode_query(self, pictures: Pictures | None, boxes: Tensor | None, names: Sequence[str | None]) -> Prompt:
         """One phrase per query: its class name (or None) and the exemplar in box (B, 4) xyxy pixels of its picture through
         I_2 (or no pictures). Raises ValueError for a name longer than `max_text_len` allows."""
         vectors: Sequence[Tensor | None] = [None] * len(names)
         if pictures is not None:
-            encoder = self.query_backbone or self.model.backbone.conv_encoder
-            vectors = self.exemplar_tokens(self._maps(encoder, pictures), boxes)
+            vectors = self.exemplar_tokens(self.query_maps(pictures), boxes)
         return self.prompt([[Phrase(name, vector)] for name, vector in zip(names, vectors, strict=True)])
 
     def exemplar_tokens(self, maps: Maps, boxes: Tensor) -> Tensor:

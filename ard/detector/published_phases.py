@@ -9,7 +9,7 @@ batch by batch, where the detector is. `ard.detector.phases` keeps the mini worl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ard.detector.criterion import make_targets
 from ard.detector.negatives import NEGATIVES
-from ard.detector.phases import LIT, PhaseData, moved_boxes, phase2_loss, set_trainable
+from ard.detector.phases import LIT, Batches, PhaseData, moved_boxes, phase2_loss, set_trainable, shuffled
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Phrase, phrase_map
-from ard.detector.published import AttributionDetector, Maps, Pictures
+from ard.detector.published import AttributionDetector, Maps
 from ard.detector.train import Batch, TrainSettings, supervised_loss, train
 from ard.geometry import Transform, to_cxcywh
 from ard.records import Dataset
@@ -66,10 +66,8 @@ def seen(model: AttributionDetector, pairs: Pairs, pictures: Sequence[Prepared],
     for frozen in (model.model.backbone, model.model.text_backbone, model.query_backbone):
         if frozen is not None:
             frozen.eval()
-    batch = Pictures(*(part.to(model.device) for part in pairs.processor.collate(pictures)))
-    encoder = (query and model.query_backbone) or model.model.backbone.conv_encoder
     with torch.no_grad():
-        return model._maps(encoder, batch)
+        return (model.query_maps if query else model.encode_image)(pairs.processor.collate(pictures).to(model.device))
 
 
 def exemplars(model: AttributionDetector, pairs: Pairs, queries: Sequence[Prepared]) -> Tensor:
@@ -79,7 +77,7 @@ def exemplars(model: AttributionDetector, pairs: Pairs, queries: Sequence[Prepar
 
 
 def phase1_batches(model: AttributionDetector, pairs: Pairs, names: Sequence[str], batch_size: int,
-                   other_names: int = 4) -> Callable[[np.random.Generator], Batch]:
+                   other_names: int = 4) -> Batches:
     """Positives only, as `phases.phase1_batches`: X asked for its class phrase with the exemplar of Q, among up to `other_names`
     of the class `names` that it is not known to show."""
     facts = pairs.facts
@@ -92,9 +90,9 @@ def phase1_batches(model: AttributionDetector, pairs: Pairs, names: Sequence[str
         for row, token in zip(rows, tokens):
             free = [n for n in names if n != facts.names[row] and n not in facts.shown[facts.source[row]]]
             others = rng.choice(free, min(int(rng.integers(other_names + 1)), len(free)), replace=False) if free else []
-            phrases, order = [Phrase(facts.names[row], token), *(Phrase(str(n)) for n in others)], rng.permutation(1 + len(others))
-            captions.append([phrases[i] for i in order])
-            labels.append([int(np.flatnonzero(order == 0)[0])])
+            caption, own = shuffled(rng, [Phrase(facts.names[row], token), *(Phrase(str(n)) for n in others)])
+            captions.append(caption)
+            labels.append([own])
         prompt = model.prompt(captions)
         boxes = [to_cxcywh(one.boxes, *one.transform.size) for one in shown]
         return Batch(seen(model, pairs, shown), prompt, make_targets(boxes, labels, phrase_map(prompt, LIT)))
@@ -103,7 +101,7 @@ def phase1_batches(model: AttributionDetector, pairs: Pairs, names: Sequence[str
 
 
 def phase2_batches(model: AttributionDetector, pairs: Pairs, positives: int, k: int = 4,
-                   negatives: str = "mixed") -> Callable[[np.random.Generator], Batch]:
+                   negatives: str = "mixed") -> Batches:
     """`positives` pairs (X, Q), each followed by the same query on k negatives without targets, as `phases.phase2_batches`."""
     facts, draw = pairs.facts, NEGATIVES[negatives]
 

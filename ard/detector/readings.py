@@ -15,7 +15,7 @@ from ard.detector.joint import JointDetector, Match
 from ard.detector.model import AttributionGroundingDinoForObjectDetection
 from ard.detector.pooling import pooled
 from ard.detector.prompts import EXEMPLAR, Prompt
-from ard.detector.score import BATCH, Features, beside, phrase_scores, rank_variants, strongest
+from ard.detector.score import BATCH, EVERYWHERE, Features, beside, phrase_scores, rank_variants, strongest
 from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
 from ard.records import Attribution
 from ard.threads import side_by_side
@@ -54,25 +54,26 @@ def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequ
     (N, 4): the part of each image, xyxy pixels, that is picture and not margin; regions beside it are no answers. ValueError: the
     detector pools, and the query has no exemplar, or several.
     """
+    frames = torch.tensor([EVERYWHERE]).expand(len(gallery), 4) if frames is None else frames
     if not isinstance(model, AttributionGroundingDinoForObjectDetection):
         return _as_ranked(model, query, gallery, image_ids, variants, frames)
     one = _read if isinstance(model, TiedGroundingDinoForObjectDetection) else _as_ranked
     rows = [slice(start, start + BATCH) for start in range(0, len(gallery), BATCH)]
     model.eval()
-    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants, None if frames is None else frames[some]), rows)
+    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants, frames[some]), rows)
     return [Readings.joined([part[i] for part in parts]) for i in range(len(variants))]
 
 
 def _as_ranked(model: JointDetector, query: Prompt, gallery: Features, names: Sequence[str], variants: Sequence[bool],
-               frames: torch.Tensor | None) -> list[Readings]:
+               frames: torch.Tensor) -> list[Readings]:
     return [Readings(ranked, ranked) for ranked in rank_variants(model, query, gallery, names, variants, frames)]
 
 
 def _read(model: TiedGroundingDinoForObjectDetection, query: Prompt, gallery: Features, names: Sequence[str],
-          variants: Sequence[bool], frames: torch.Tensor | None) -> list[Readings]:
+          variants: Sequence[bool], frames: torch.Tensor) -> list[Readings]:
     asked = query.expand(len(gallery))
     match = AttributionGroundingDinoForObjectDetection.match(model, gallery, asked, adapted=False)  # as it was trained
-    outside = None if frames is None else beside(match.boxes, frames)
+    outside = beside(match.boxes, frames)
     tokens, likeness, found = tied(match.tokens, asked), model.config.likeness_weight * match.likeness, []
     for adapted in variants:
         own, words = (model.score_head(match.regions, of, match.present, adapted) for of in (match.tokens, tokens))
@@ -83,7 +84,7 @@ def _read(model: TiedGroundingDinoForObjectDetection, query: Prompt, gallery: Fe
 
 
 def _answers(model: TiedGroundingDinoForObjectDetection, asked: Prompt, words: torch.Tensor, likeness: torch.Tensor, match: Match,
-             names: Sequence[str], outside: torch.Tensor | None) -> list[Attribution]:
+             names: Sequence[str], outside: torch.Tensor) -> list[Attribution]:
     """From all regions, where the detector pools them, or from the strongest."""
     if not model.config.pooling:
         return _strongest(model, asked, words + likeness, match, names, outside)
@@ -91,12 +92,10 @@ def _answers(model: TiedGroundingDinoForObjectDetection, asked: Prompt, words: t
     if exemplar.sum() != 1:
         raise ValueError(f"pooling: expected a query of one exemplar, found {int(exemplar.sum())}")
     said, alike = (logits[..., exemplar][..., 0].float() for logits in (words, likeness))
-    if outside is not None:
-        said = said.masked_fill(outside, -torch.inf)
-    scores, boxes = pooled(said, alike, match.boxes, model.config.pooling)
-    return strongest(names, scores[:, None], boxes[:, None])
+    scores, boxes = pooled(said.masked_fill(outside, -torch.inf), alike, match.boxes, model.config.pooling)
+    return [Attribution(name, tuple(box), score) for name, box, score in zip(names, boxes.tolist(), scores.tolist(), strict=True)]
 
 
 def _strongest(model: JointDetector, asked: Prompt, logits: torch.Tensor, match: Match, names: Sequence[str],
-               outside: torch.Tensor | None) -> list[Attribution]:
+               outside: torch.Tensor) -> list[Attribution]:
     return strongest(names, phrase_scores(logits.float(), asked, model.config.score_rule)[..., 0], match.boxes, outside)

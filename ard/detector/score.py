@@ -16,6 +16,7 @@ from ard.detector.published import Maps
 from ard.records import Attribution
 
 BATCH = 32
+EVERYWHERE = (-torch.inf, -torch.inf, torch.inf, torch.inf)  # the frame of a picture without a margin
 ANY = (TEXT, EXEMPLAR, DELIMITER)
 Features = Tensor | Maps  # what `encode_image` gives: packed (mini world), or maps
 
@@ -122,6 +123,7 @@ def rank_variants(
     `beside` takes them, where pictures have a margin.
     """
     model.eval()
+    frames = torch.tensor([EVERYWHERE]).expand(len(gallery), 4) if frames is None else frames
     answers: list[list[Attribution]] = [[] for _ in variants]
     for start in range(0, len(gallery), BATCH):
         part = gallery[start : start + BATCH]
@@ -131,15 +133,15 @@ def rank_variants(
             logits = match.logits
             if adapted:
                 logits = model.score_head(match.regions, match.tokens, match.present, True) + match.likeness
-            outside = None if frames is None else beside(match.boxes, frames[start : start + BATCH])
+            outside = beside(match.boxes, frames[start : start + BATCH])
             scores = phrase_scores(logits, asked, model.config.score_rule)[..., 0]
             answer += strongest(image_ids[start : start + BATCH], scores, match.boxes, outside)
     return answers
 
 
-def strongest(names: Sequence[str], scores: Tensor, boxes: Tensor, outside: Tensor | None = None) -> list[Attribution]:
+def strongest(names: Sequence[str], scores: Tensor, boxes: Tensor, outside: Tensor) -> list[Attribution]:
     """The region of the highest score (B, N) in each of B images, but for those `outside`; boxes (B, N, 4)."""
-    best, at = (scores if outside is None else scores.masked_fill(outside, -torch.inf)).max(-1)
+    best, at = scores.masked_fill(outside, -torch.inf).max(-1)
     found = boxes[torch.arange(len(at)), at]
     return [Attribution(name, tuple(box), score) for name, box, score in zip(names, found.tolist(), best.tolist(), strict=True)]
 
@@ -152,5 +154,6 @@ def beside(boxes: Tensor, frames: Tensor) -> Tensor:
     [[False, True]]
     """
     middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    outside = ((middle < frames[:, None, :2]) | (middle > frames[:, None, 2:])).any(-1)
+    frames = frames.to(boxes.device)[:, None]
+    outside = ((middle < frames[..., :2]) | (middle > frames[..., 2:])).any(-1)
     return outside & ~outside.all(1, keepdim=True)
