@@ -15,7 +15,7 @@ from ard.run import Run
 from ard.stages import Stage
 
 AT_ONCE = 2
-NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=300",
+NBVAL = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900",
          "-q", "--tb=short", "-p", "no:cacheprovider"]
 
 
