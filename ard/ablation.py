@@ -80,17 +80,18 @@ def shared_by_rows(samples: Sequence[Sample], data: str | Path = "data") -> list
 
 
 def packed(hits: Hits) -> dict[str, dict[str, str]]:
-    """Hits as one digit a query, right (1) or wrong (0): small, and easy to read.
+    """Hits as one bit a query, right (1) or wrong (0), after a leading 1, in hexadecimal digits.
 
-    >>> packed({"ARD": {"recall_1": [1.0, 0.0]}})
-    {'ARD': {'recall_1': '10'}}
+    >>> packed({"ARD": {"recall_1": [0.0, 1.0, 1.0]}})
+    {'ARD': {'recall_1': 'b'}}
     """
-    return {phase: {name: "".join(str(int(v)) for v in found[name]) for name in found} for phase, found in hits.items()}
+    bits = {phase: {name: "".join(str(int(v)) for v in found[name]) for name in found} for phase, found in hits.items()}
+    return {phase: {name: f"{int('1' + text, 2):x}" for name, text in found.items()} for phase, found in bits.items()}
 
 
 def unpacked(hits: Mapping[str, Mapping[str, str]]) -> Hits:
     """The hits that were `packed`."""
-    return {phase: {name: [float(v) for v in found[name]] for name in found} for phase, found in hits.items()}
+    return {phase: {name: [float(v) for v in f"{int(text, 16):b}"[1:]] for name, text in found.items()} for phase, found in hits.items()}
 
 
 def references(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

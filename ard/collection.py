@@ -27,12 +27,16 @@ class Truth:
 
 
 def annotations(folder: str | Path, split: str) -> dict:
-    """The COCO file of a split. Raises FileError when it is missing, broken, or without images and annotations."""
+    """The COCO or LVIS file of a split; LVIS names files by address alone. Raises FileError when it is missing, broken, or without
+    images and annotations."""
     path = Path(folder) / f"instances_{split}.json"
     coco = read_json(path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco, dict) or not coco.get(key):
             raise FileError(f"{path}: no '{key}' in it; expected COCO JSON, run the stage that writes it again")
+    for image in coco["images"]:
+        if "file_name" not in image and "coco_url" in image:
+            image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
     return coco
 
 

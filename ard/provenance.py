@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tokenize
 from collections.abc import Collection
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +28,7 @@ CODE = {".py", ".pyc"}
 LIBRARIES = ("torch", "torchvision", "transformers", "diffusers", "timm", "numpy", "pillow", "safetensors")
 
 
+@cache
 def meaning(source: str) -> str:
     """Python source without comments, docstrings, blank lines and trailing blanks: what its hash is taken of.
 
@@ -83,6 +85,7 @@ def reached(source: str, root: PathLike = ".", stop: Collection[str] = ()) -> li
     return sorted(found)
 
 
+@cache
 def _imports(source: str, package: str) -> list[str]:
     """Dotted names below `ard` that `source` imports; `from a import b` gives `a.b` too, as b may be a module."""
     try:

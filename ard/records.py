@@ -235,7 +235,7 @@ def images_to_coco(images: Sequence[GalleryImage]) -> dict:
 
 
 def images_from_coco(coco: dict, where: str) -> tuple[GalleryImage, ...]:
-    """The inverse of `images_to_coco`; plain COCO or LVIS JSON works as well, its objects then have no individual."""
+    """The inverse of `images_to_coco`; plain COCO JSON works as well, its objects then have no individual."""
     try:
         category = {c["id"]: c["name"] for c in coco["categories"]}
         objects: dict[int, list[GroundTruth]] = {image["id"]: [] for image in coco["images"]}

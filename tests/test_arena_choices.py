@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from ard import arena
-from ard.arena_choices import base_trained, kept, tried
+from ard.arena_choices import base_trained, compared, kept, tried
 from ard.baselines.kit import Kit
 from ard.baselines.registry import Entry
 from ard.config import ConfigError
+from ard.intervals import bootstrap_mean, paired_difference
 from ard.metrics import to_csv
 from ard.records import Attribution, positive
 from tests.toy_attribution import toy_dataset
@@ -95,3 +96,26 @@ def test_a_kit_told_otherwise_shares_what_is_open(kit):
     assert other.efficientnet == "opened" and other.settings == {"a": {}} and other.dataset is kit.dataset
     assert kit.settings != other.settings and replace(kit).settings == kit.settings
     assert np.array_equal(sorted(vars(other)), sorted(vars(kit))) and arena.family(KNOWN["m"]) == "test_arena_choices"
+
+
+def test_numbers_of_a_row_resample_exemplars():
+    concepts = np.repeat(list("abcdef"), 4)
+    found, used = np.repeat([1.0, 1, 0, 1, 0, 0], 4), np.repeat([0.0, 1, 0, 0, 1, 0], 4)
+    row = compared({"recall_1": found, "recall_10": found, "same_class_recall_1": found}, {"recall_1": used}, concepts)
+    mean, gap = bootstrap_mean(found, concepts), paired_difference(found, used, concepts)
+    assert (row["recall_1"], row["low"], row["high"]) == (mean.mean, mean.low, mean.high)
+    assert (row["minus"], row["minus_low"], row["minus_high"]) == (gap.mean, gap.low, gap.high)
+
+
+def test_a_row_is_of_what_it_is_held_against_too(kit, tmp_path):
+    """The change says all of its own settings, so its answers stay; the settings in use are others, so its difference does not."""
+    samples, rows, file = kit.dataset.samples["val"], {"m": [{"test_arena_choices.knows.share": 1.0}]}, tmp_path / "c.csv"
+
+    def using(share, before=()):
+        told = kit.told({"test_arena_choices": {"knows": {"share": share}}})
+        return list(tried(rows, KNOWN, told, samples, tmp_path / str(share), dict(before)))
+
+    first = using(0.5)
+    file.write_text(to_csv(first, list(first[0])))
+    again = using(0.0, kept(file))
+    assert again[1]["recall_1"] == first[1]["recall_1"] == 1 and again[1]["minus"] == pytest.approx(1) and first[1]["minus"] < 1

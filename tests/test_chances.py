@@ -1,6 +1,6 @@
 """Chances against sums by hand, and on scores whose truth is known."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from ard.abstention import auroc
-from ard.chances import NO_OTHERS, Chances, calibration_error, fit_chances
+from ard.chances import NO_OTHERS, Chances, calibration_error, fit_chances, without_source
 
 MEAN, SPREAD, TRUE = -4.0, 1.5, Chances(1.2, 1.2 * 4.0 - 0.5 * (1.2 * 1.5) ** 2)
 
@@ -130,3 +130,17 @@ def test_bad_input():
             Chances(1.0, 0.0)([0.5, 0.4], other)
     with pytest.raises(ValueError, match="at least one query"):
         fit_chances(np.empty((0, 4)), [])
+
+
+def test_the_offset_has_no_prior():
+    """Its derivative of the plain likelihood is 0 where the fit ends: with the prior of the others it would not be."""
+    scores, source = asked(np.random.default_rng(0), 40, 8), np.zeros(40, int)
+    found, rest = fit_chances(scores, source), without_source(scores, source)
+
+    def likelihood(offset):
+        at = replace(found, offset=offset)
+        return np.log(at(scores)[:, 0]).sum() + np.log(1 - at.of_any(rest)).sum()
+
+    step = 1e-3
+    slope = (likelihood(found.offset + step) - likelihood(found.offset - step)) / (2 * step)
+    assert abs(found.offset) > 2 and abs(slope) < 2e-3

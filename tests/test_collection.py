@@ -32,15 +32,16 @@ def test_the_gallery_holds_fillers_too_but_they_are_no_pairs(folder):
     assert all(not o.individual_id for im in images for o in im.objects if o.class_name == "filler")
 
 
-def test_plain_coco_gives_each_class_of_an_image_once_and_polygons_become_masks(tmp_path):
+@pytest.mark.parametrize("named", [{"file_name": "val/a.jpg"}, {"coco_url": "http://here/val/a.jpg"}], ids=["COCO", "LVIS"])
+def test_plain_coco_gives_each_class_of_an_image_once_and_polygons_become_masks(tmp_path, named):
     square = [[10, 10, 20, 10, 20, 20, 10, 20]]
     rows = [{"id": n, "image_id": 1, "category_id": c, "bbox": [10, 10, 10, 10], "area": area, "segmentation": square}
             for n, c, area in ((1, 5, 50), (2, 5, 100), (3, 6, 10))]
     atomic_write_json(tmp_path / "instances_val.json", {
-        "images": [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}], "annotations": rows,
+        "images": [{"id": 1, "width": 64, "height": 48} | named], "annotations": rows,
         "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "teddy bear"}]})
     pairs = collection.pairs(tmp_path, "val")
-    assert [p.exemplar_id for p in pairs] == ["cat-a", "teddy-bear-a"]
+    assert [p.exemplar_id for p in pairs] == ["cat-a", "teddy-bear-a"] and pairs[0].file == "collection/images/val/a.jpg"
     assert pairs[0].facts["individual_id"] == "val-annotation-2", "the largest cat stands for its class"
     mask = collection.truths(tmp_path, "val")["cat-a"].mask
     assert mask.shape == (48, 64) and np.array_equal(np.flatnonzero(mask.any(0)), np.arange(10, 20))

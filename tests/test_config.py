@@ -84,3 +84,25 @@ def test_broken_files(tmp_path, text, message):
         load_params(tmp_path / "params.yaml", "a")
     with pytest.raises(ConfigError, match="no such file"):
         load_params(tmp_path / "gone.yaml")
+
+
+@dataclass(frozen=True)
+class Odd:
+    level: Literal[0, 1] = 0
+    rate: float | int = 1.0
+    box: tuple[float, float] = (0.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [True, False, 1.0])
+def test_a_literal_is_of_its_type(value):
+    with pytest.raises(ConfigError, match="expected one of"):
+        from_dict(Odd, {"level": value})
+
+
+def test_of_several_types_a_value_keeps_its_own():
+    assert type(from_dict(Odd, {"rate": 3}).rate) is int and type(from_dict(Odd, {"rate": 3.0}).rate) is float
+
+
+def test_too_many_items_are_refused():
+    with pytest.raises(ConfigError, match="expected 2 items, found 3"):
+        from_dict(Odd, {"box": [1.0, 2.0, 3.0]})

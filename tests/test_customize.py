@@ -572,3 +572,14 @@ def test_a_delta_of_another_length_or_with_a_word_twice_or_known_is_refused(pipe
             with installed_tokens(pipe, words, torch.zeros(2, 16)):
                 pass
     assert len(pipe.tokenizer) == size
+
+
+def test_a_delta_of_another_length_or_with_a_word_twice_is_refused(pipe):
+    delta = customize(pipe, exemplar_image(), [concept()], CONFIG, seed=0)
+    with pytest.raises(DeltaError, match="another base model"):
+        apply_delta(pipe, Delta(delta.rows, delta.vector[:-1], delta.meta))
+    size = len(pipe.tokenizer)
+    with pytest.raises(DeltaError, match="already knows one of them, or one stands there twice"):
+        with installed_tokens(pipe, ["<v1>", "<v1>"], torch.zeros(2, 16)):
+            pass
+    assert len(pipe.tokenizer) == size

@@ -146,3 +146,29 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             files.atomic_write_text(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_is_written_others_may_read(tmp_path):
+    assert files.atomic_write_text(tmp_path / "a.txt", "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_hash_of_a_folder_knows_where_files_stand_and_not_what_python_leaves_or_the_disk_lists_first(tmp_path, monkeypatch):
+    for name in ("one/a", "two/b"):
+        files.atomic_write_text(tmp_path / name, "x")
+    first = files.sha256_tree(tmp_path)
+    files.atomic_write_text(tmp_path / "one/__pycache__/a.pyc", "y")
+    assert files.sha256_tree(tmp_path) == first
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: reversed(sorted(listed(self, pattern))))
+    assert files.sha256_tree(tmp_path) == first
+    (tmp_path / "one/a").rename(tmp_path / "two/a")
+    assert files.sha256_tree(tmp_path) != first
+
+
+def test_rows_with_numbers_that_are_none_are_refused(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_jsonl(tmp_path / "a.jsonl", [{"x": float("nan")}])
+    ledger = files.Ledger(tmp_path / "done.jsonl")
+    with pytest.raises(ValueError):
+        ledger.add("a", x=float("inf"))
+    assert "a" not in ledger and len(files.Ledger(ledger.path)) == 0

@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from diffusers import DDPMScheduler
 from tiny_pipeline import tiny_pipeline
 
 from ard import generate as module
@@ -12,7 +14,7 @@ from ard.customize import CustomizeConfig
 from ard.customize_all import customize_all
 from ard.exemplars import Exemplar, write_mask
 from ard.files import Ledger, read_jsonl
-from ard.generate import GenerateConfig, copy_similarity, generate_all, sample_images
+from ard.generate import GenerateConfig, _recipe, copy_similarity, gate, generate_all, generate_concept, sample_images
 
 TEMPLATES = ("A photo of {} standing in a forest.", "An oil painting of {} on the beach.", "A photo of {}.")
 CONFIG = GenerateConfig(steps=2, guidance=2.0)
@@ -127,3 +129,63 @@ def test_contact_sheet():
     assert (sheet == np.array([230, 50, 50], np.uint8)).all(-1).any()
     with pytest.raises(ValueError, match="one size"):
         contact_sheet([])
+
+
+class Pipe:
+    """Answers with given pictures in [0, 1] and keeps what it was asked."""
+
+    def __init__(self, images):
+        self.images, self.scheduler, self.vae_scale_factor = images, DDPMScheduler(), 2
+        self.unet = SimpleNamespace(config=SimpleNamespace(sample_size=4))
+
+    def set_progress_bar_config(self, **_):
+        pass
+
+    def __call__(self, prompts, **how):
+        self.asked, self.by = how, type(self.scheduler).__name__
+        if isinstance(self.images, Exception):
+            raise self.images
+        return SimpleNamespace(images=self.images)
+
+
+def test_pictures_are_drawn_as_the_settings_say_and_rounded_to_the_nearest():
+    values = np.array([0.0, 9.4, 9.6, 254.6, 255.0]).reshape(1, 1, 5, 1).repeat(3, 3)
+    pipe = Pipe(values / 255)
+    before = pipe.scheduler
+    config = GenerateConfig(steps=7, guidance=2.5, negative_prompt="blurred")
+    drawn = sample_images(pipe, ["a", "b"], [1, 2], config)
+    assert drawn[0, 0, :, 0].tolist() == [0, 9, 10, 255, 255] and drawn.dtype == np.uint8
+    asked = pipe.asked
+    assert (asked["num_inference_steps"], asked["guidance_scale"], asked["height"], asked["width"]) == (7, 2.5, 8, 8)
+    assert asked["negative_prompt"] == ["blurred"] * 2 and [g.initial_seed() for g in asked["generator"]] == [1, 2]
+    assert pipe.by == "DDIMScheduler" and pipe.scheduler is before
+    pipe.images = RuntimeError("out of memory")
+    with pytest.raises(RuntimeError):
+        sample_images(pipe, ["a"], [1], config)
+    assert pipe.scheduler is before, "also after an error"
+
+
+def test_a_side_of_just_the_least_is_large_enough():
+    assert gate(((0, 0, 12, 30), 0.9), 12) == gate(((0, 0, 30, 12), 0.9), 12) == "" and gate(((0, 0, 30, 11.9), 0.9), 12) == "too small"
+
+
+def test_what_is_measured_compares_q_with_x_and_r_q_with_r_x(monkeypatch):
+    x, other = (np.random.default_rng(i).integers(0, 255, (4, 4, 3), np.uint8).repeat(16, 0).repeat(16, 1) for i in range(2))
+    told, r_x, r_q = [], (1.0, 2.0, 30.0, 40.0), (5.0, 6.0, 50.0, 60.0)
+    monkeypatch.setattr(module, "sample_images", lambda *_: np.stack([x, other]))
+    exemplar = Exemplar("c", "x.png", "cat", r_x, 0.9, "m.png", 9)
+    drawn, _ = generate_concept(None, exemplar, "<v1>", x, ("A {}.", "The {}."), lambda image, name: (np.array([r_q]), np.array([0.5])),
+                                GenerateConfig(), likeness=lambda *given: told.append(given) or 0.25)
+    assert drawn[0].copy_similarity > 0.95 > 0.7 > drawn[1].copy_similarity
+    for (q, box, shown, own), picture in zip(told, (x, other), strict=True):
+        assert (box, own) == (r_q, r_x) and shown is x and np.abs(q.astype(int) - picture).mean() < 12
+
+
+def test_a_concept_is_drawn_anew_where_anything_it_is_drawn_by_changed(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"2")):
+        (tmp_path / name).write_bytes(content)
+    config = GenerateConfig()
+    given = [(config, 0, ("A {}.",), "a"), (config, 0, ("A {}.",), "b"), (config, 0, ("The {}.",), "a"), (config, 1, ("A {}.",), "a"),
+             (GenerateConfig(steps=3), 0, ("A {}.",), "a")]
+    found = [_recipe(*rest, tmp_path / name) for *rest, name in given]
+    assert len(set(found)) == len(given) and _recipe(*given[0][:3], tmp_path / "a") == found[0]

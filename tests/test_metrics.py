@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,3 +240,34 @@ def test_rank_profile_by_hand():
     assert [rows[k]["share"] for k in ("1", "2-5", "6-10", "11-20")] == [0.2, 0.4, 0, 0.4]
     assert [rows[k]["per_rank"] for k in ("1", "2-5", "6-10", "11-20")] == [0.2, 0.1, 0, 0.04]
     assert {r["chance_per_rank"] for r in rows.values()} == {0.05}
+
+
+def test_area_is_a_share_of_the_picture():
+    data = world(1, queries=1)
+    [image], [sample] = data.gallery["test"], data.samples["test"]
+    assert facts(sample, [replace(image, width=40, height=10)]).area == pytest.approx(10 * 10 / (40 * 10))
+
+
+def test_look_alikes_elsewhere_are_counted_in_other_pictures():
+    """Two cats of one drawing by one designer, one of another drawing by the first's designer, one of neither."""
+    kinds = [("d0", "g0"), ("d0", "g0"), ("d1", "g0"), ("d2", "g1")]
+    images = tuple(GalleryImage(f"{i}.png", f"x{i}", (GroundTruth("cat", f"i{i}", d, g, BOX),)) for i, (d, g) in enumerate(kinds))
+    samples = [Sample(f"s{i}", "q.png", BOX, "p", "cat", f"i{i}", f"{i}.png", BOX, 0, "beach", "photo", "test", f"i{i}", d, g)
+               for i, (d, g) in enumerate(kinds)]
+    rows = strata([Outcome(facts(s, images), 1, 1, None) for s in samples])
+    found = {(r["stratum"], r["value"]): r["n_queries"] for r in rows if r["stratum"].endswith("elsewhere")}
+    assert found == {("same drawing elsewhere", "yes"): 2, ("same drawing elsewhere", "no"): 2,
+                     ("same designer elsewhere", "yes"): 3, ("same designer elsewhere", "no"): 1}
+
+
+def test_an_ungated_row_still_tells_how_often_the_box_is_right_and_chance_is_a_mean_over_queries():
+    data = world(10, 3, seed=3)
+    outcomes = evaluate(answers(data, lambda s, im: 0.0, lambda s, im: BOX if s.template == 0 else MISS), data)
+    row = table2_row("d", "m", outcomes, gated=False)
+    assert row["box_acc"] == 0.5
+    sizes = [o.facts.n_class for o in outcomes]
+    assert len(set(sizes)) > 1 and row["same_class_chance"] == pytest.approx(np.mean([1 / n for n in sizes]), abs=1e-6)
+
+
+def test_a_confidence_of_one_belongs_to_the_last_bin():
+    assert calibration_error([0.9, 1.0], [1, 0]) == pytest.approx(abs(0.9 + 1.0 - 1) / 2)

@@ -178,3 +178,18 @@ def test_large_pictures_are_normalised_quickly_lightened_and_kept_once():
     assert outputs[1].data["image/png"] == small.data["image/png"], "small pictures stay as they are"
     once = nb.normalise(nbformat.v4.new_notebook(cells=[new_code_cell("show()", outputs=list(outputs))]))
     assert [o.data for o in once.cells[0].outputs[:2]] == [o.data for o in outputs[:2]], "once is enough"
+
+
+def test_what_is_injected_stands_in_a_copy_without_outputs():
+    book = nb.from_percent(TEXT)
+    book.cells[2].outputs, book.cells[2].execution_count = [new_output("stream", text="of an earlier run")], 4
+    before = nb.copy.deepcopy(book)
+    made = nb.inject(book, nb.typed(book, SECTION, "x"))
+    assert book == before and len(made.cells) == 4
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in made.cells if cell.cell_type == "code")
+
+
+def test_a_widget_leaves_nothing_behind():
+    bar = new_output("display_data", data={"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "50%"})
+    kept = nb.normalise(ran("a", outputs=[bar, new_output("stream", name="stdout", text="done\n")]))
+    assert [output.output_type for output in kept.cells[1].outputs] == ["stream"]

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from ard import identity
 from ard.identity import (IdentityConfig, IdentityEncoder, contrastive_loss, draw_pairs, nearest_individual,
                           rendered_trials, square_crops, train_identity)
 from ard.probes import Probes, colour_statistics, fit_probe, fit_probes, world_scenes
@@ -144,3 +147,64 @@ def test_trials_ask_for_one_of_ten_that_are_apart(world):
 
     with pytest.raises(ValueError, match="only 1 of 2"):
         rendered_trials(OneCat(), 1, size=2)
+
+
+def test_a_crop_is_wider_than_the_box_by_the_margin_on_each_side_and_mirrors_with_it():
+    image = np.zeros((1, 64, 64, 3), np.uint8)
+    image[0, 24:40, 24:40] = 255
+    crop = square_crops(image, np.array([[24, 24, 40, 40.0]]), IdentityConfig(crop=32, margin=0.5))[0, 0]
+    assert float((crop > 0.5).float().mean()) == pytest.approx(1 / 4, abs=0.04), "a side of 1 + 2 * .5 of the box's"
+    noise = np.random.default_rng(0).integers(0, 255, (1, 64, 64, 3), dtype=np.uint8)
+    one = square_crops(noise, np.array([[10, 20, 30, 44.0]]), IdentityConfig(crop=24))
+    other = square_crops(noise[:, :, ::-1], np.array([[34, 20, 54, 44.0]]), IdentityConfig(crop=24))
+    assert torch.allclose(one, other.flip(-1), atol=1e-4)
+
+
+def test_a_mirrored_picture_has_the_vector_of_the_picture():
+    torch.manual_seed(0)
+    encoder = IdentityEncoder(TINY).eval()
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    plain = encoder.embed(images, np.array([[10, 20, 30, 44.0]] * 2))
+    assert np.allclose(plain, encoder.embed(images[:, :, ::-1], np.array([[34, 20, 54, 44.0]] * 2)), atol=1e-4)
+
+
+def test_every_step_of_identity_training_sees_other_pairs(world, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(identity, "draw_pairs", lambda w, rng, *rest, **more: seen.append(rng.random()) or draw_pairs(w, rng, *rest, **more))
+    train_identity(world, tmp_path, TINY)
+    assert len(set(seen)) == len(seen) == TINY.steps
+
+
+def test_flaws_are_those_of_the_pictures_own_scenes(world):
+    whose = []
+
+    def blemish(scenes, seed):
+        whose.extend(s.objects[0].individual.individual_id for s in scenes)
+        return np.stack([s.image for s in scenes])
+
+    keys = draw_pairs(world, np.random.default_rng(3), TINY, blemish=blemish)[2]
+    assert whose == keys[1::2] and len(set(keys)) > 1
+
+
+def test_some_of_the_other_renderings_are_mirrored_and_no_photo_is(world, monkeypatch):
+    ramp = torch.linspace(0, 1, 16).expand(3, 16, 16)
+    monkeypatch.setattr(identity, "square_crops", lambda images, boxes, config: ramp.expand(len(images), -1, -1, -1))
+    first, second, keys = draw_pairs(world, np.random.default_rng(0), IdentityConfig(classes=4, individuals=4))
+    mirrored = [not torch.equal(one, ramp) for one in second]
+    assert all(torch.equal(one, ramp) for one in first) and 0 < sum(mirrored) < len(keys)
+    assert all(torch.equal(one, ramp.flip(-1)) for one, turned in zip(second, mirrored) if turned)
+
+
+def test_rivals_are_rendered_in_the_querys_own_setting():
+    asked = []
+
+    class World:
+        def scene(self, rng, **how):
+            asked.append((how["context"], how["medium"], how["fillers"]))
+            return SimpleNamespace(image=np.zeros((8, 8, 3), np.uint8), objects=[SimpleNamespace(box=(0, 0, 4, 4))])
+
+    judge = SimpleNamespace(embed=lambda images, boxes: np.ones((len(images), 2)))
+    pool = [SimpleNamespace(individual_id=name) for name in "ab"]
+    settings = [("beach", "photo"), ("forest", "oil painting")]
+    nearest_individual(judge, World(), np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 4)), [pool[0]] * 2, [pool] * 2, settings, renders=3)
+    assert asked == [(*setting, 0) for setting in settings for _ in range(2 * 3)]

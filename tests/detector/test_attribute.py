@@ -267,3 +267,10 @@ def test_chances_of_pictures_asked_about_together_are_pooled(tiny, gallery):
     said = [dict(zip((a.image_id for a in of.found), of.chances)) for of in alone]
     each, sure = Pool()([[of[a.image_id] for a in answer.found] for of in said], prior=0.2)
     assert np.allclose(answer.chances, each, rtol=1e-4) and answer.sure == pytest.approx(sure, rel=1e-4) == pytest.approx(sum(answer.chances))
+
+
+def test_equal_pictures_are_told_by_name_whatever_their_order(tiny, gallery):
+    attributor = Attributor(tiny, AttributionProcessor.mini(), batch=4)
+    for names in ("abcd", "dcba", "bdac"):
+        answer = attributor.attribute(gallery["cat"], BOX, "cat", {name: gallery["cat"] for name in names})
+        assert len({a.score for a in answer.found}) == 1 and [a.image_id for a in answer.found] == list("abcd")

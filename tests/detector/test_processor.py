@@ -127,3 +127,10 @@ def test_settings_are_kept_beside_a_model(tmp_path):
     (tmp_path / "attribution_processor.json").write_text('{"short": 3}')
     with pytest.raises(FileError, match="not the settings"):
         AttributionProcessor.from_pretrained(tmp_path)
+
+
+def test_a_picture_that_is_a_thin_strip_keeps_a_pixel_of_its_width():
+    mini = AttributionProcessor.mini()
+    assert mini.transform(2000, 10).size == mini.transform(10, 2000).size == (64, 64)
+    assert AttributionProcessor(100, 150).transform(1000, 2).size == (150, 1)
+    assert mini(np.full((10, 2000, 3), 200, np.uint8), [[0, 0, 1000, 10]]).image.shape == (64, 64, 3)
