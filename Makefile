@@ -40,7 +40,7 @@ $(READY): requirements.lock pyproject.toml
 	@if uv --version >/dev/null 2>&1; then \
 	  echo "uv installs requirements.lock into $(VENV)"; \
 	  uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" "$(VENV)" && \
-	  uv pip install --quiet --python "$(VENV)/bin/python" -r requirements.lock && \
+	  uv pip install --quiet --compile-bytecode --python "$(VENV)/bin/python" -r requirements.lock && \
 	  uv pip install --quiet --python "$(VENV)/bin/python" --no-deps --no-build-isolation -e .; \
 	else \
 	  echo "pip installs requirements.lock into $(VENV)"; \
