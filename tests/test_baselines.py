@@ -63,6 +63,13 @@ def test_whole_images_are_distracted_and_have_no_box(dataset):
     assert row["recall_1"] < 0.8 and row["box_acc"] is None and not row["gated"]
 
 
+def test_a_region_may_be_asked_about_whole_images(dataset):
+    sample, seen = dataset.samples["test"][0], []
+    method = ImageRanker(lambda images: seen.extend(im.shape for im in images) or mean_colour(images), crop_query=True)
+    method.rank(dataset.query(sample), dataset.open_gallery("test"))
+    assert seen == [(16, 16, 3)] + N * [(32, 32, 3)]
+
+
 def test_images_without_a_proposal_come_last(dataset):
     def sparse(image_id, class_name):
         return proposals(image_id, class_name) if image_id in ("x0", "x1") else np.zeros((0, 4))

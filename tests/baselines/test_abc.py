@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ard.baselines import abc_rows
-from ard.baselines.abc import (VIEWS, AbCConfig, Learned, Mappers, _drawn, _pick, augmented, nt_xent, orthogonality,
-                               pair_features, train)
+from ard.baselines.abc import AbCConfig, Learned, Mappers, _drawn, _pick, augmented, nt_xent, orthogonality, pair_features, train
 from ard.baselines.abc_study import (Found, StudySettings, abc_study, base_scenes, distractor_features, ranks, spread, strongest,
                                      summaries, variants)
 from ard.baselines.cosine import unit
@@ -98,7 +97,22 @@ def test_the_channel_mapper_turns_down_channels_that_say_nothing():
     assert weight[6:].max() < weight[:6].min()
 
 
+def test_the_rate_falls_to_0_once_however_many_steps_an_epoch_has(monkeypatch):
+    kept, schedule = [], torch.optim.lr_scheduler.CosineAnnealingLR
+    monkeypatch.setattr(torch.optim.lr_scheduler, "CosineAnnealingLR", lambda *given: kept.append(schedule(*given)) or kept[0])
+    train(*pairs(), AbCConfig(epochs=3, batch=6))
+    assert kept[0].last_epoch == 3 * 4 and kept[0].get_last_lr() == pytest.approx([0])
+
+
 # ---- training pairs --------------------------------------------------------------------------------------------------
+def test_every_query_of_an_exemplar_teaches():
+    real, synthetic, owner = pairs()
+    first, config = np.arange(0, len(owner), 4), AbCConfig(epochs=2)
+    other = np.random.default_rng(1).normal(size=synthetic.shape)
+    other[first] = synthetic[first]
+    assert train(real, synthetic, owner, config)[1] != train(real, other, owner, config)[1]
+
+
 def test_one_copy_is_as_good_as_no_copies():
     real, synthetic, owner = pairs()
     config = AbCConfig(epochs=4)
@@ -128,13 +142,13 @@ def test_augmented_copies_differ_and_plain_ones_are_one():
     assert np.array_equal(augmented(images, flat, None, 3)[0], flat(images))
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_pair_features_cut_what_the_view_says(dataset, view):
+@pytest.mark.parametrize("view, cuts", [("whole", (False, False)), ("crop query", (False, True)), ("crops", (True, True))])
+def test_pair_features_cut_what_the_view_says(dataset, view, cuts):
     samples = dataset.samples["train"]
     found = pair_features(dataset, samples, lambda images: np.array([im.shape[:2] for im in images], np.float32), view)
     assert found["real"].shape == (1, 6, 2) and found["synthetic"].shape == (1, 12, 2)
     assert found["owner"].tolist() == np.repeat(np.arange(6), 2).tolist()
-    for name, cut in zip(("real", "synthetic"), VIEWS[view]):
+    for name, cut in zip(("real", "synthetic"), cuts):
         assert (found[name] == 64).all() != cut
     assert [s.medium != "photo" for s in samples] == found["kind"].astype(bool).tolist()
 
