@@ -38,6 +38,8 @@ def test_a_box_is_brought_to_the_middle_wherever_it_stood():
         [(found, view)] = framed_boxes(lambda image_id, name: np.array([box]), 0.25)(next(iter(gallery)), sample(), gallery)
         assert found == box and view[16:48, 16:48].mean() > 240, "half of each side, in the middle"
         seen.append(view)
+        outer = framed_boxes(lambda image_id, name: np.array([(left, top, left + 16, top + 16)]), 0.25)
+        assert np.array_equal(view, outer(next(iter(gallery)), sample(), gallery)[0][1]), "a pixel that a box touches is in it"
     assert seen[1][:12].max() == 0 and seen[1][18:46, 18:46].min() == seen[0][18:46, 18:46].min() == 255
     none = framed_boxes(lambda image_id, name: np.zeros((0, 4)), 0.25)
     assert none(next(iter(gallery)), sample(), gallery) == []
@@ -100,6 +102,8 @@ def test_it_is_the_base_generators_loss_less_that_of_g_i(tmp_path, pipe, picture
             known = denoising_losses(taught, views, text_states(taught, "A photo of a <v1> cat."), probe)
             assert answer.score == pytest.approx((without - known).mean(1).max().item(), abs=1e-5) and answer.box is None
     assert method.rank(Query(sample(1), pictures[3]), gallery) == found and worn == ["c0", "c0"], "Q is not read"
+    fewer = method.rank(Query(sample(), pictures[0]), gallery_of(pictures, 2))
+    assert [a.score for a in fewer] == pytest.approx([a.score for a in found[:2]], abs=1e-5), "another gallery is measured anew"
 
 
 def test_without_any_box_all_stand_last(pipe, pictures):  # noqa: F811
