@@ -8,7 +8,7 @@ import torch
 
 from ard.baselines import diffusion_matching
 from ard.baselines.diffusion_matching import (
-    DiffSim, Heads, MatchingConfig, aligned, covered, densest_box, looks_at, self_attention, self_attention_of)
+    DiffSim, Heads, MatchingConfig, aligned, covered, densest_box, looks_at, self_attention, self_attention_of, weights)
 from ard.customize import encode
 from ard.records import Gallery, GalleryImage, Query, Sample
 
@@ -51,6 +51,16 @@ def test_features_are_the_same_alone_and_in_a_batch(pipe):
 def test_unknown_layers_are_named_with_those_there_are(pipe):
     with pytest.raises(ValueError, match="layer 'up_blocks.9': .*mid_block.attentions.0"):
         self_attention_of(pipe.unet, "up_blocks.9")
+
+
+def test_alignment_is_a_cosine_of_what_attention_takes_weighed_by_shares_of_cells():
+    mine, theirs = (Heads(*torch.randn(3, 2, 9, 4, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1))
+    region, other = torch.linspace(0.1, 0.9, 9), torch.linspace(1.0, 0.2, 9)
+    own, taken = (torch.nn.functional.scaled_dot_product_attention(mine.query, one.key, one.value, share.log().expand(9, 9))
+                  for one, share in ((mine, region), (theirs, other)))
+    assert torch.allclose(weights(mine.query, theirs.key, other) @ theirs.value, taken, atol=1e-6)
+    product, *squares = ((region[:, None] * a * b).sum() for a, b in ((own, taken), (own, own), (taken, taken)))
+    assert float(aligned(mine, region, theirs, other)) == pytest.approx(float(product / (squares[0] * squares[1]).sqrt()), abs=1e-5)
 
 
 def test_a_picture_tells_itself_and_a_copy_better_than_anything_else():
@@ -141,7 +151,7 @@ def test_answers_do_not_depend_on_what_was_asked_before_or_on_the_truth(planted)
 
 def test_proposals_are_the_only_regions_where_they_are_given(planted):
     wrong = (0.0, 0.0, 24.0, 24.0)
-    boxes = {"x1": [wrong], "x2": [wrong, ELSEWHERE], "x3": np.zeros((0, 4))}
+    boxes = {"x1": [wrong], "x2": [wrong, ELSEWHERE, wrong], "x3": np.zeros((0, 4))}
     asked = []
     method = DiffSim(None, MatchingConfig(), lambda image_id, name: asked.append(name) or np.array(boxes[image_id]))
     found = {a.image_id: a for a in method.rank(*planted)}

@@ -152,6 +152,7 @@ def test_the_prompt_reaches_the_network_and_the_model_is_left_alone(pipe, pictur
 
 def test_the_taught_prompt_has_the_new_word_and_the_class():
     assert taught_prompt(SAMPLE) == "A photo of a <v1> cat."
+    assert taught_prompt(replace(SAMPLE, prompt="A <v1> <v2> cat sleeps.")) == "A photo of a <v1> <v2> cat."
     with pytest.raises(ValueError, match="no word like <v1> before 'cat'"):
         taught_prompt(replace(SAMPLE, prompt="A photo of a cat."))
 
