@@ -169,6 +169,7 @@ def test_icpe_gates_are_the_prototypes_of_what_each_picture_left_of_the_supports
     gates, described, _ = icpe(lambda m: m.flatten(2), supports, maps)
     alone = icpe.prototypes(supports.flatten(3))  # the coupling starts as the identity
     assert torch.allclose(gates, alone.expand(5, 2, 4), atol=1e-6) and described.shape == (5, 2, 4)
+    assert described.requires_grad, "what the meta classifier is told by learns too"
     nn.init.ones_(icpe.coupling.norm.weight)
     coupled = icpe(lambda m: m.flatten(2), supports, maps).gates
     assert not torch.allclose(coupled[0], coupled[1])
@@ -274,6 +275,7 @@ def test_fine_tuning_finds_the_concept_and_changes_nothing_but_its_heads(scenes,
     assert fresh.rank(asked(images, pool, 8), gallery(images)) == again
     own, support = method.query_lesson(asked(images, pool, 7))
     lesson = joined(own, method.base)
+    assert torch.equal(lesson.regions.owner, torch.cat([own.regions.owner, method.base.regions.owner + len(own.regions.maps)]))
     gates = torch.cat([model.fixed_gates(s, lesson.regions.maps) for s in (method.supports, support)], 1)
     is_novel, lead = lesson.labels == 4, []
     for steps in (0, 100):
@@ -309,6 +311,15 @@ def test_strongest_detection_of_each_picture_or_none():
     first, empty, last = find_novel(model, heads, regions, torch.ones(3, 4, TINY.vector))
     assert first[0].tolist() == [2.0, 2.0, 30.0, 30.0] and first[1] == pytest.approx(0.75)
     assert empty is None and last[0].tolist() == [5.0, 5.0, 20.0, 20.0]
+
+
+@pytest.mark.parametrize("name, raw", [("vfa", True), ("icpe", False)])
+def test_vfa_refines_boxes_by_raw_vectors_and_icpe_by_gated_ones(name, raw):
+    model, vectors = detector(name), torch.rand(1, TINY.vector, generator=torch.Generator().manual_seed(0))
+    regions = Regions(torch.zeros(1, 1), torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([0]), vectors)
+    heads = new_heads(model, binary=False, seed=0)
+    low, high = (find_novel(model, heads, regions, torch.full((1, 4, TINY.vector), gate))[0][0] for gate in (0.2, 0.9))
+    assert torch.equal(low, high) == raw
 
 
 def test_weak_detections_are_none(scenes):
