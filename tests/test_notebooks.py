@@ -63,6 +63,12 @@ def test_what_a_stage_waits_for_is_what_it_reads():
     assert "08_evaluate" not in before["07_phase2"] and before["33_couples_table"] >= {"32_couples", "07_phase2"}
 
 
+def test_smoke_names_every_method_that_the_arena_sets():
+    """Its `methods` stand in the place of all of params.yaml's: one that it leaves out has the full size of its defaults."""
+    full, small = (load_params(ROOT / name, "arena")["methods"] for name in ("params.yaml", "params/smoke.yaml"))
+    assert set(full) <= set(small)
+
+
 def test_params_name_only_stages_and_every_key_is_explained():
     known = {stage.section for stage in PIPELINE}
     assert set(load_params(ROOT / "params.yaml")) <= known
