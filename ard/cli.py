@@ -21,9 +21,9 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def load_attributor(folder: str | Path, closeup: str | Path | None = None) -> Attributor:
+def load_attributor(folder: str | Path, closeup: str | Path | None = None, zoom: float = 1.0) -> Attributor:
     """The detector in a folder, of the mini world or of a published size, with its processor (`convert` writes one beside it), and the
-    second look of another folder, where one is named (`ard.detector.closeup`)."""
+    second look of another folder, where one is named (`ard.detector.closeup`). zoom: as of `Attributor`."""
     settings = Path(folder) / "config.json"
     try:
         kind = json.loads(settings.read_text(encoding="utf-8")).get("model_type")
@@ -34,9 +34,10 @@ def load_attributor(folder: str | Path, closeup: str | Path | None = None) -> At
     look = None if closeup is None else CloseUp.load(closeup)
     kept = AttributionProcessor.from_pretrained(folder) if (Path(folder) / FILE).is_file() else None
     if kind in (AttributionConfig.model_type, TiedConfig.model_type):
-        return Attributor(load_detector(folder), kept or AttributionProcessor.mini(), 32, look)
+        return Attributor(load_detector(folder), kept or AttributionProcessor.mini(), 32, look, zoom)
     if kind == AttributionDetectorConfig.model_type:
-        return Attributor(AttributionDetector.from_pretrained(folder, local_files_only=True), kept or AttributionProcessor(), closeup=look)
+        return Attributor(AttributionDetector.from_pretrained(folder, local_files_only=True), kept or AttributionProcessor(),
+                          closeup=look, zoom=zoom)
     raise FileError(f"{settings}: model_type {kind!r} is no detector of ours")
 
 
@@ -47,6 +48,7 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
               gallery: Path = typer.Argument(help="folder of training pictures"),
               also: list[str] = typer.Option([], help="PICTURE:x0,y0,x1,y1, another generated picture of the same thing; may be repeated"),
               prompt: str = typer.Option(None, help="what is in the box, as 'cat'; nothing: by looks alone"),
+              zoom: float = typer.Option(1.0, help="above 1: see each training picture in windows of 1/zoom of its side, too; 2 takes ten times as long"),
               closeup: Path = typer.Option(None, help="folder of a second look at each picture, as data/models/closeup; nothing: one look"),
               top_k: int = typer.Option(10, help="answers printed"),
               prior: float = typer.Option(0.5, help="chance, before looking, that the source is among them")) -> None:
@@ -61,7 +63,7 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
         left_out = sum(path.suffix.lower() not in PICTURES and path.is_file() for path in found)
         if not files:
             raise FileError(f"{gallery}: no picture in it ({', '.join(sorted(PICTURES))})")
-        attributor = load_attributor(model, closeup)
+        attributor = load_attributor(model, closeup, zoom)
         answer = attributor.attribute_together(pictures, prompt, files, top_k, prior)
     except ValueError as error:  # FileError, ImageError and GeometryError among them
         raise typer.BadParameter(str(error)) from None

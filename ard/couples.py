@@ -17,7 +17,7 @@ from ard.records import GalleryImage, GroundTruth
 from ard.within_image import lies_on
 from ard.world.collection import SHORT_SIDE, CollectionConfig, choose_individuals, png_bytes
 from ard.world.individuals import Individual
-from ard.world.world import SIZE, Placement, Scene, World
+from ard.world.world import Placement, Scene, World
 
 Couple = tuple[Individual, Individual]
 ABOUT = """A third test set: each image holds two individuals of one class, new ones of the drawings that test
@@ -86,7 +86,8 @@ def gallery_image(scene: Scene, path: Path, file: str = "") -> GalleryImage:
     atomic_write_bytes(path, png_bytes(scene.image))
     objects = tuple(GroundTruth(o.class_name, o.individual.individual_id, o.individual.drawing, o.individual.designer, o.box)
                     for o in scene.objects)
-    return GalleryImage(file or str(path.resolve()), path.stem, objects, SIZE, SIZE)
+    height, width = scene.image.shape[:2]
+    return GalleryImage(file or str(path.resolve()), path.stem, objects, width, height)
 
 
 def couple_exemplars(images: Sequence[GalleryImage], root: str | Path, detect: Detect, segment, config: ExemplarConfig,

@@ -16,7 +16,7 @@ EVALUATE = "python -m ard.run 08_evaluate"
 # What has to run before the evaluation to make a row's model anew.
 COMMANDS = {"CountGD (untrained)": "python -m ard.run 14_exemplar_prompted", "ARD-": "python -m ard.run 06_phase1",
             "ARD": "python -m ard.run 07_phase2", "ARD (rendered queries)": "python -m ard.run 07_phase2"}
-COUNTS = ("n_", "trainings", "gallery_size")  # how columns begin that are whole numbers
+COUNTS = ("n_", "trainings", "gallery_size", "zoom", "views")  # how columns begin that are whole numbers
 ALONE = "`python -m ard.run 21_diagnostics` alone"
 
 
@@ -107,14 +107,14 @@ def arena(table: str, timings: str | None = None) -> str:
 
 
 def release(table: str, more: str | None = None) -> str:
-    """The Markdown of Table 2 on the second test set, from the text of release.csv, read as in `arena`, and of the rows that
+    """The Markdown of Table 2 on a test set of its own, from the text of its table, read as in `arena`, and of the rows that
     21_diagnostics adds, placed as in `results`."""
     rows = _rows(table)
     heads = ["method", "given", "box acc.", "Recall@1 [95%]", "Recall@5", "Recall@10", "within the class", "ARD is ahead by [95%]"]
     lines = [[name, row["given"], row["box_acc"], _recall(row), row["recall_5"], row["recall_10"], row["same_class_recall_1"],
               "–" if row["ard_minus"] == "–" else _lead(row, "ard_minus")]
              for name, row in _readings(_before_ours(rows, _rows(more))).items()]
-    return _table(heads, lines, f"release: {rows[0]['n_queries']} queries of {rows[0]['n_exemplars']} exemplars, each ranked against "
+    return _table(heads, lines, f"{rows[0]['dataset']}: {rows[0]['n_queries']} queries of {rows[0]['n_exemplars']} exemplars, each ranked against "
                   f"{rows[0]['gallery_size']} images. Intervals resample exemplars.")
 
 

@@ -30,6 +30,9 @@ GIVEN_BACK = {"learned again": "condition", "the judge knows more than with the 
 RECIPES = {"recipe": "condition", "the judge knows the individual [95%]": "individual", "that less as used [95%]": "individual_minus",
            "class as told [95%]": "class", "class less as used [95%]": "class_minus", "place": "context", "medium": "medium",
            "ARD has X first of four [95%]": "first", "first less as used [95%]": "first_minus"}
+ZOOMS = {"zoom": "zoom", "views of a picture": "views", "method": "method", "Recall@1 [95%]": "recall_1", "box acc.": "box_acc"}
+POSES = {"in X's place": "shown", "method": "method", "Recall@1 [95%]": "recall_1", "box acc.": "box_acc"}
+SURE = {"method": "method", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece", "chance said, on average": "sure"}
 PRESENCE = {"set": "dataset", "method": "method", "pictures": "n_pictures", "source in the gallery? AUROC [95%]": "auroc", "ECE": "ece",
             "chance said, on average": "sure"}
 LEARNED = {"individuals learned from": "n_individuals", "pictures drawn of them": "n_pictures", "right one of ten [95%]": "accuracy",
@@ -46,6 +49,9 @@ PAGES = {
     "notebooks/README.md": {
         "arena": (("data/arena/table2.csv", "notebooks/executed/10_arena.timings.json"), tables.arena),
         "study": (("data/abc/study.csv",), tables.study),
+        "clutter": (("data/clutter/table.csv",), tables.release), "zooms": (("data/clutter/zooms.csv",), tables.listed(ZOOMS)),
+        "poses": (("data/clutter/poses.csv",), tables.listed(POSES)),
+        "clutter sure": (("data/clutter/presence.csv",), tables.listed(SURE)),
         "close-up": (("data/closeup/rows.csv",), partial(tables.asked_twice, first="ARD's")),
         "individuals": (("data/individuals/curve.csv",), tables.listed(LEARNED)),
         "companions": (("data/companions/rows.csv",), tables.asked_twice), "scores": (("data/scores/rows.csv",), tables.asked_twice),

@@ -50,6 +50,16 @@ def test_a_detector_that_is_read_by_words_and_likeness_answers_so(place, tiny): 
     assert result.exit_code == 0 and "4 pictures ranked" in result.output
 
 
+def test_large_pictures_are_seen_in_windows(place):
+    big = np.zeros((256, 256, 3), np.uint8)
+    big[100:120, 30:56] = COLOURS["cat"]
+    Image.fromarray(big).save(place / "gallery/big.png")
+    asked = ["attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat"]
+    plain, closer = run(*asked), run(*asked, "--zoom", "4")
+    assert plain.exit_code == closer.exit_code == 0 and "5 pictures ranked" in closer.output and plain.stdout != closer.stdout
+    assert "zoom: expected at least 1, found 0.5" in " ".join(run(*asked, "--zoom", "0.5").output.split())
+
+
 def test_further_pictures_of_the_same_thing_are_asked_about_together(place):
     asked = ["attribute", place / "mini", place / "query.png", "4,4,40,40", place / "gallery", "--prompt", "cat"]
     alone, twice, other = (run(*asked, *more) for more in ([], ["--also", f"{place / 'query.png'}:4,4,40,40"],

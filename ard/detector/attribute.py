@@ -22,10 +22,11 @@ from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.prompts import Prompt
 from ard.detector.published import Pictures
 from ard.detector.readings import Readings, read
-from ard.images import ImageError, Source
+from ard.images import ImageError, Source, open_image
 from ard.records import Attribution
 from ard.threads import side_by_side
 from ard.together import Pool, once, together
+from ard.windows import seen_in_windows, strongest_windows, windows
 
 # for each picture asked about, the (N,) logits that a second look adds to the answers of N images; None: there is none
 Looks = Sequence[np.ndarray] | None
@@ -43,12 +44,12 @@ class Skipped:
 class Index:
     """A gallery as the detector sees it: encode once, ask often."""
 
-    batches: tuple[tuple[tuple[str, ...], tuple[Prepared, ...], Any], ...]  # names, pictures, features
+    batches: tuple[tuple[tuple[str, ...], tuple[Prepared, ...], Any], ...]  # names of windows (`_home`), what is seen, features
     skipped: tuple[Skipped, ...]
     looks: dict[CloseUp, SecondLook] = field(default_factory=dict)  # close-ups seen so far
 
     def __len__(self) -> int:
-        return sum(len(names) for names, *_ in self.batches)
+        return len({_home(name) for names, *_ in self.batches for name in names})
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,15 @@ class Answer:
 
 class Attributor:
     """A detector and its processor, of any size: `AttributionDetector`, or the detectors of the mini world. closeup: what it sees at a
-    second look, where one was fitted to it (`ard.detector.closeup`); ValueError beside a processor that keeps the shape of pictures."""
+    second look, where one was fitted to it (`ard.detector.closeup`); ValueError beside a processor that keeps the shape of pictures.
+    zoom: above 1, training pictures are seen in windows of 1 / `zoom` of their longer side, too (`ard.windows`), for what is small in
+    them; 2 takes ten times as long. ValueError below 1."""
 
-    def __init__(self, detector, processor: AttributionProcessor, batch: int = 4, closeup: CloseUp | None = None):
+    def __init__(self, detector, processor: AttributionProcessor, batch: int = 4, closeup: CloseUp | None = None, zoom: float = 1.0):
         if closeup is not None and not processor.square:
             raise ValueError("close-up: expected a processor whose pictures are squares of one size")
-        self.detector, self.processor, self.batch, self.closeup = detector.eval(), processor, batch, closeup
+        windows(1, 1, zoom)  # a zoom that is none
+        self.detector, self.processor, self.batch, self.closeup, self.zoom = detector.eval(), processor, batch, closeup, zoom
 
     @torch.no_grad()
     def index(self, gallery: Mapping[str, Source] | Sequence[str | Path]) -> Index:
@@ -92,14 +96,15 @@ class Attributor:
         batches, skipped, waiting = [], [Skipped(name, "listed twice") for name in twice], {}
         for name, source in tqdm(items.items(), desc="gallery", mininterval=5, disable=len(items) < 100):
             try:
-                ready = self.processor(source, name=name)
+                seen = seen_in_windows(self.processor, open_image(source, name), self.zoom)
             except ImageError as error:
                 skipped.append(Skipped(name, str(error)))
                 continue
-            alike = waiting.setdefault(ready.transform.size, [])
-            alike.append((name, ready))
-            if len(alike) == self.batch:
-                batches.append(self._encoded(waiting.pop(ready.transform.size)))
+            for number, ready in enumerate(seen):
+                alike = waiting.setdefault(ready.transform.size, [])
+                alike.append((f"{number}:{name}", ready))
+                if len(alike) == self.batch:
+                    batches.append(self._encoded(waiting.pop(ready.transform.size)))
         return Index((*batches, *map(self._encoded, waiting.values())), tuple(skipped))
 
     def _asked(self, ready: Prepared, prompt: str | None) -> Prompt:
@@ -139,15 +144,15 @@ class Attributor:
         ready = [self.processor(picture, [box], name=str(picture) if isinstance(picture, (str, Path)) else "query") for picture, box in pictures]
         asked = [self._asked(one, prompt) for one in ready]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
-        found = [self._read(one, index) for one in asked]
-        looks = self._looks(ready, [one.ranked for one in found], index)
+        seen = {name: picture for names, pictures, _ in index.batches for name, picture in zip(names, pictures)}
+        found = [_strongest(self._read(one, index)) for one in asked]
+        looks = self._looks(ready, [one.ranked for one in found], seen, index)
         said, judged = (_raised(answers, looks) for answers in zip(*((one.ranked, one.judged) for one in found)))
+        said = [_back(answers, seen) for answers in said]
         repeated = len(asked) > 1 and prompt is not None and all(one.words for one in found)
-        words = [one.words for one in found] if repeated else None
+        words = [_back(one.words, seen) for one in found] if repeated else None
         chances, sure = self._chances(judged, said, words, prior)
-        seen = [picture for _, batch, _ in index.batches for picture in batch]
-        answers = [replace(one, box=tuple(picture.back([one.box])[0].tolist()))
-                   for one, picture in zip(together(said, words=words), seen, strict=True)]
+        answers = together(said, words=words)
         order = sorted(range(len(answers)), key=lambda i: (-answers[i].score, answers[i].image_id))[:top_k]
         return Answer(tuple(answers[i] for i in order), len(index), index.skipped, sure, tuple(chances[i] for i in order if chances))
 
@@ -166,12 +171,11 @@ class Attributor:
         each, sure = Pool()(Chances(*calibration)(scores, ranked), prior)
         return each.tolist(), sure
 
-    def _looks(self, ready: Sequence[Prepared], said: Sequence[Sequence[Attribution]], index: Index) -> Looks:
+    def _looks(self, ready: Sequence[Prepared], said: Sequence[Sequence[Attribution]], seen: Mapping[str, Prepared], index: Index) -> Looks:
         if self.closeup is None or not len(index):
             return None
         look = index.looks.setdefault(self.closeup, SecondLook(self.closeup))
-        seen = [picture.image for _, batch, _ in index.batches for picture in batch]
-        return [look(one.image, one.boxes[0], answers, seen) for one, answers in zip(ready, said)]
+        return [look(one.image, one.boxes[0], answers, [seen[a.image_id].image for a in answers]) for one, answers in zip(ready, said)]
 
     def _read(self, asked: Prompt, index: Index) -> Readings:
         """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
@@ -186,6 +190,22 @@ class Attributor:
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)
         return names, pictures, self.detector.encode_image(self._collated(pictures))
+
+
+def _home(window: str) -> str:
+    """The picture that a window of an index shows."""
+    return window.split(":", 1)[1]
+
+
+def _strongest(found: Readings) -> Readings:
+    """What the strongest window of each picture answers, by each reading."""
+    best = strongest_windows([a.image_id for a in found.ranked], [a.score for a in found.ranked], _home)
+    return Readings(*([some[i] for i in best] if some else [] for some in (found.ranked, found.judged, found.words)))
+
+
+def _back(answers: Sequence[Attribution], seen: Mapping[str, Prepared]) -> list[Attribution]:
+    """Answers of windows as those of the pictures that came in."""
+    return [replace(a, image_id=_home(a.image_id), box=tuple(seen[a.image_id].back([a.box])[0].tolist())) for a in answers]
 
 
 def _raised(said: Sequence[Sequence[Attribution]], looks: Looks) -> Sequence[Sequence[Attribution]]:

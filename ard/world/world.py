@@ -29,7 +29,7 @@ class Placed:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A rendered picture, uint8 (SIZE, SIZE, 3), with its objects (individuals) and fillers, back to front."""
+    """A rendered picture, uint8 (size, size, 3), with its objects (individuals) and fillers, back to front."""
 
     image: np.ndarray
     objects: tuple[Placed, ...]
@@ -113,8 +113,9 @@ class World:
         n_objects: int | None = None,
         fillers: int | None = None,
         placements: Sequence[Placement] | None = None,
+        size: int = SIZE,
     ) -> Scene:
-        """Compose and render one scene; whatever is None is drawn from `rng`.
+        """Compose and render one scene, `size` pixels wide and high; whatever is None is drawn from `rng`.
 
         Individuals are drawn from `split` when not given. An object that ends up less than 35% visible is drawn again.
         """
@@ -127,7 +128,7 @@ class World:
         pool = self.drawings_of(FILLER, "base")
         filler_sprites = [_sprite(str(self.root / pool[rng.integers(len(pool))].file), "natural", "plain", "none")
                           for _ in range(n_fillers)]
-        background = paint_background(context, rng, SIZE)
+        background = paint_background(context, rng, size)
         for _ in range(20):
             where = placements or [random_placement(rng, len(individuals)) for _ in individuals]
             small = [Placement(rng.uniform(0.02, 0.06), rng.uniform(0.08, 0.92), rng.uniform(0.55, 0.9), False, 0.0)

@@ -62,6 +62,66 @@ def test_a_long_picture_is_never_answered_by_its_margin():
         assert all(0 <= a.box[0] < a.box[2] <= 320 and 0 <= a.box[1] < a.box[3] <= 80 for a in found)
 
 
+def test_what_is_small_in_a_large_picture_is_seen_in_windows(attributor, gallery):
+    closer = Attributor(attributor.detector, attributor.processor, 3, zoom=2)
+    plain, index = attributor.index(gallery), closer.index(gallery)
+    assert len(plain) == len(index) == 4
+    one, two = (attributor.attribute(gallery["cat"], BOX, "cat", of, top_k=4) for of in (plain, index))
+    assert one.ranked == two.ranked == len(two.found) == 4 and sorted(a.image_id for a in two.found) == sorted(gallery)
+    before = {a.image_id: a.score for a in one.found}
+    assert all(a.score >= before[a.image_id] - 1e-4 for a in two.found)  # the whole picture is one of its windows
+    assert any(a.score > before[a.image_id] + 1e-4 for a in two.found)
+    for a in two.found:
+        height, width = gallery[a.image_id].shape[:2]
+        assert 0 <= a.box[0] < a.box[2] <= width and 0 <= a.box[1] < a.box[3] <= height
+    with pytest.raises(ValueError, match="zoom"):
+        Attributor(attributor.detector, attributor.processor, zoom=0.5)
+
+
+def test_boxes_grow_with_the_picture(gallery, tiny):
+    large = {name: picture.repeat(4, 0).repeat(4, 1) for name, picture in gallery.items()}
+    attributor = Attributor(tiny, AttributionProcessor.mini())
+    small, grown = (attributor.attribute(gallery["cat"], BOX, "cat", shown, top_k=4).found for shown in (gallery, large))
+    boxes = {a.image_id: np.array(a.box) for a in small}
+    for a in grown:
+        assert np.allclose(np.array(a.box) / 4, boxes[a.image_id], atol=1.5), (a.image_id, a.box, boxes[a.image_id])
+
+
+def test_a_second_look_is_at_the_window_that_answered(gallery, tiny, monkeypatch):
+    looked = []
+
+    class Look:
+        def __init__(self, closeup):
+            pass
+
+        def __call__(self, picture, box, answers, pictures):
+            looked.extend(zip([a.image_id for a in answers], pictures, strict=True))
+            return np.zeros(len(answers))
+
+    monkeypatch.setattr("ard.detector.attribute.SecondLook", Look)
+    attributor = Attributor(tiny, AttributionProcessor.mini(), batch=7, closeup=object(), zoom=2)
+    index = attributor.index(gallery)
+    attributor.attribute(gallery["cat"], BOX, "cat", index)
+    seen = {name: picture.image for names, pictures, _ in index.batches for name, picture in zip(names, pictures)}
+    assert len(looked) == 4 and all(np.array_equal(picture, seen[name]) for name, picture in looked)
+    assert any(not name.startswith("0:") for name, _ in looked), "one at least is answered by a window that is not the whole"
+
+
+def test_a_name_may_hold_anything(gallery, tiny):
+    names = ["1:2:a", ":", "0:", "a b#2"]
+    attributor = Attributor(tiny, AttributionProcessor.mini(), zoom=2)
+    found = attributor.attribute(gallery["cat"], BOX, "cat", dict(zip(names, gallery.values())), top_k=4).found
+    assert sorted(a.image_id for a in found) == sorted(names)
+
+
+def test_a_picture_in_windows_has_one_chance(gallery, tiny):
+    tiny.config.calibration = (1.0, 0.5, 0.3, 0.2)
+    attributor = Attributor(tiny, AttributionProcessor.mini(), zoom=2)
+    for pictures in ([(gallery["cat"], BOX)], [(gallery["cat"], BOX), (gallery["dog"], BOX)]):
+        answer = attributor.attribute_together(pictures, "cat", gallery, top_k=4)
+        assert len(answer.chances) == 4 and sum(answer.chances) == pytest.approx(answer.sure) and 0 < answer.sure < 1
+
+
 def test_a_gallery_is_named_pictures_or_a_list_each_once(attributor, gallery, tmp_path):
     file = tmp_path / "cat.png"
     Image.fromarray(gallery["cat"]).save(file)

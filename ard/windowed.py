@@ -1,0 +1,94 @@
+"""A benchmark whose gallery is looked at in windows (`ard.windows`), by any attribution method as it is.
+
+Of what it answers, `strongest` keeps one window for each image, which may then be looked at from close up, and `back` tells where in
+the image it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ard import arena
+from ard.baselines.closeups import all_raised, beside_cosines, looks
+from ard.baselines.kit import Kit
+from ard.baselines.registry import entries
+from ard.detector.closeup import CloseUp
+from ard.detector.method import DetectorMethod
+from ard.detector.processor import AttributionProcessor, Prepared
+from ard.detector.readings import JUDGED
+from ard.evaluation import Answers, Ask, collect
+from ard.files import atomic_write_bytes
+from ard.records import Attribution, Dataset, Gallery, GalleryImage, Query
+from ard.windows import seen_in_windows, strongest_windows
+from ard.world.collection import png_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Windowed:
+    """A dataset, one split of which has the windows of its gallery's pictures for a gallery, as a detector sees them."""
+
+    dataset: Dataset
+    split: str
+    views: Mapping[str, tuple[GalleryImage, Prepared]]  # by window: whose it is, and the way back
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, root: str | Path, zoom: float) -> Windowed:
+        """Pictures of windows go to `root`; their names tell those of their images."""
+        processor, views, images = AttributionProcessor.mini(), {}, []
+        for image in dataset.gallery[split]:
+            for number, seen in enumerate(seen_in_windows(processor, dataset.pixels(image.file), zoom)):
+                name = f"{image.image_id}-{number}"
+                file = atomic_write_bytes(Path(root) / f"{name}.png", png_bytes(seen.image))
+                images.append(GalleryImage(str(file.resolve()), name, ()))
+                views[name] = image, seen
+        return cls(replace(dataset, gallery={**dataset.gallery, split: tuple(images)}), split, views)
+
+    def strongest(self, found: Sequence[Attribution]) -> list[Attribution]:
+        """Of the answers of all windows that of the strongest one for each image, as it is."""
+        best = strongest_windows([a.image_id for a in found], [a.score for a in found], lambda window: self.views[window][0].image_id)
+        return [found[i] for i in best]
+
+    def back(self, found: Sequence[Attribution]) -> list[Attribution]:
+        """Answers of windows as those of their images: their names, and boxes in their pixels."""
+        homes = [(a, *self.views[a.image_id]) for a in found]
+        return [replace(a, image_id=image.image_id, box=a.box and tuple(seen.back([a.box])[0].tolist())) for a, image, seen in homes]
+
+    def asking(self, ask: Ask, first: str) -> Ask:
+        """`ask`, of whose answers those windows' are kept that are the strongest of their images in the row `first`."""
+        def asked(query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
+            rows = ask(query, gallery)
+            kept = {a.image_id for a in self.strongest(rows[first])}
+            return {name: [a for a in found if a.image_id in kept] for name, found in rows.items()}
+
+        return asked
+
+
+def ask_ard(cut: Windowed, ard: DetectorMethod, closeup: CloseUp, file: str | Path) -> Answers:
+    """Rows "ARD" and "ARD, close-up", which looks at the strongest window of each image a second time, and how each judges whether the
+    source is there (`JUDGED`). Kept query by query in `file`, so a killed run goes on."""
+    samples, gallery = cut.dataset.samples[cut.split], cut.dataset.open_gallery(cut.split)
+    rows, _ = collect(cut.asking(ard.read, "ARD"), samples, cut.dataset.query, gallery, file, Path(file).stem)
+    seen = looks(closeup, rows["ARD"], cut.dataset, cut.split)
+    found = {"ARD": rows["ARD"], "ARD, close-up": all_raised(rows["ARD"], seen)}
+    found |= {f"ARD{JUDGED}": rows[f"ARD{JUDGED}"], f"ARD, close-up{JUDGED}": all_raised(rows[f"ARD{JUDGED}"], seen)}
+    return {name: {query: cut.back(answers) for query, answers in of.items()} for name, of in found.items()}
+
+
+def ask_others(cut: Windowed, kit: Kit, asks: Mapping[str, Ask], others: Sequence[str], closeup: CloseUp | None = None) -> Answers:
+    """Answers of `asks` and of the arena's `others` to all of the split's queries; with a close-up those of `others`, which are scored by
+    cosines, looking twice as well, as ARD does. kit: with the dataset of `cut`; its folder keeps answers query by query."""
+    samples, gallery, known = cut.dataset.samples[cut.split], cut.dataset.open_gallery(cut.split), entries()
+    rows: Answers = {}
+    for name, ask in asks.items():
+        rows |= collect(ask, samples, cut.dataset.query, gallery, kit.work / f"{name}.jsonl", name)[0]
+    for name in others:
+        rows[name] = arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]
+    best = {name: {query: cut.strongest(answers) for query, answers in of.items()} for name, of in rows.items()}
+    for name in others if closeup is not None else ():
+        boxed = {query: [a for a in answers if a.box is not None] for query, answers in best[name].items()}
+        seen = looks(closeup, boxed, cut.dataset, cut.split)
+        added = {query: {a.image_id: a for a in beside_cosines(boxed[query], seen[query])} for query in boxed}
+        best[f"{name}, close-up"] = {query: [added[query].get(a.image_id, a) for a in answers] for query, answers in best[name].items()}
+    return {name: {query: cut.back(answers) for query, answers in of.items()} for name, of in best.items()}
