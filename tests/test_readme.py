@@ -124,17 +124,17 @@ def test_the_arena_shows_a_method_once_with_its_price():
 
 
 def test_the_second_test_set_shows_every_row_and_what_it_was_given():
-    cells = ("method,gated,given,box_acc,recall_1,ci_low_recall_1,ci_high_recall_1,recall_5,recall_10,same_class_recall_1,"
+    cells = ("dataset,method,gated,given,box_acc,recall_1,ci_low_recall_1,ci_high_recall_1,recall_5,recall_10,same_class_recall_1,"
              "ard_minus,ard_minus_low,ard_minus_high,n_queries,n_exemplars,gallery_size")
-    rows = (f"{cells}\nchance,False,the truth,,.01,.01,.01,.05,.1,.1,,,,9,3,7\nAbC,False,pairs,,.9,.9,.9,.9,.9,.3,-.3,-.5,-.1,9,3,7\n"
-            "ARD,False,box,1,.8,.7,.9,1,1,1,0,0,0,9,3,7\nARD,True,box,1,.6,.5,.7,.8,.9,.9,0,0,0,9,3,7\n")
+    rows = (f"{cells}\nsome,chance,False,the truth,,.01,.01,.01,.05,.1,.1,,,,9,3,7\nsome,AbC,False,pairs,,.9,.9,.9,.9,.9,.3,-.3,-.5,-.1,9,3,7\n"
+            "some,ARD,False,box,1,.8,.7,.9,1,1,1,0,0,0,9,3,7\nsome,ARD,True,box,1,.6,.5,.7,.8,.9,.9,0,0,0,9,3,7\n")
     lines = tables.release(rows).splitlines()
     assert lines[2] == "| chance | the truth | – | 0.010 [0.010, 0.010] | 0.050 | 0.100 | 0.100 | – |"
     assert lines[3].endswith("| -0.300 [-0.500, -0.100] |")
     assert lines[4] == "| ARD | box | 1.000 | 0.600 [0.500, 0.700] | 0.800 | 0.900 | 0.900 | – |"
-    assert "9 queries of 3 exemplars, each ranked against 7 images" in lines[-1]
-    more = f"{cells}\nARD (paper),True,box,1,.2,.1,.3,.5,.6,.3,.4,.3,.5,9,3,7\n"
-    ours = rows.replace("\nARD,False", "\nARD-,True,box,1,.5,.4,.6,.7,.8,.8,.1,0,.2,9,3,7\nARD,False")
+    assert "some: 9 queries of 3 exemplars, each ranked against 7 images" in lines[-1]
+    more = f"{cells}\nsome,ARD (paper),True,box,1,.2,.1,.3,.5,.6,.3,.4,.3,.5,9,3,7\n"
+    ours = rows.replace("\nsome,ARD,False", "\nsome,ARD-,True,box,1,.5,.4,.6,.7,.8,.8,.1,0,.2,9,3,7\nsome,ARD,False")
     names = [line.split("|")[1].strip() for line in tables.release(ours, more).splitlines()[2:7]]
     assert names == ["chance", "AbC", "ARD (paper)", "ARD-", "ARD"]
 

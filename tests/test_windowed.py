@@ -136,6 +136,30 @@ def test_methods_with_boxes_come_back_to_the_pictures_own_pixels(clutter, tmp_pa
     assert sum(one["n_queries"] for one in halves) == row["n_queries"]
 
 
+def test_a_method_scored_by_cosines_is_looked_at_twice_in_its_strongest_windows(clutter, closeup, tmp_path, monkeypatch):
+    cut, box = Windowed.of(clutter, SPLIT, tmp_path / "windows", 2), (4.0, 4.0, 40.0, 30.0)
+    windows = [image.image_id for image in cut.dataset.gallery[SPLIT]]
+    unseen = clutter.gallery[SPLIT][0].image_id  # nothing is found in it
+
+    def ask(entry, kit, samples, file):
+        rows = [Attribution(w, None, float("-inf")) if w.startswith(unseen) else Attribution(w, box, 0.6 if w.endswith("-5") else 0.2)
+                for w in windows]
+        return {s.sample_id: rows for s in samples}, {}
+
+    monkeypatch.setattr("ard.windowed.arena.ask", ask)
+    monkeypatch.setattr("ard.windowed.entries", lambda: {"rival": None})
+    found = ask_others(cut, Kit(cut.dataset, SPLIT, work=tmp_path), {}, ["rival"], closeup)
+    assert set(found) == {"rival", "rival, close-up"}
+    for s in clutter.samples[SPLIT]:
+        once, twice = found["rival"][s.sample_id], found["rival, close-up"][s.sample_id]
+        assert [a.image_id for a in once] == [a.image_id for a in twice] and [a.box for a in once] == [a.box for a in twice]
+        assert once[0] == twice[0] and once[0].score == float("-inf")
+        shown = np.stack([cut.dataset.pixels(im.file) for im in cut.dataset.gallery[SPLIT] if im.image_id.endswith("-5")][1:])
+        asked = closeup.vectors(clutter.pixels(s.query_file)[None], [s.query_box])[0]
+        expected = 10 * 0.6 + closeup.logits(asked, closeup.vectors(shown, [box] * len(shown))).numpy()
+        assert np.allclose([a.score for a in twice[1:]], expected, atol=1e-3)
+
+
 def test_twins_are_those_beside_another_of_their_class(clutter):
     twins = {s.sample_id for s in with_twin(clutter, SPLIT).samples[SPLIT]}
     for s in clutter.samples[SPLIT]:
