@@ -54,8 +54,7 @@ def cluttered(dataset: Dataset, world: World, split: str, root: str | Path, conf
 
     The split's queries are asked of them as they are: what the generator learned of a region does not hang on what surrounds it.
     An individual is at least SHORT_SIDE pixels wide and high, as exemplars are, most of it is seen, and it looks the way it did.
-    Pictures go to `root`.
-    ValueError: an individual finds no room among strangers, or a class has not enough of these.
+    Pictures go to `root`. ValueError: an individual finds no room among strangers, or a class has not enough of these.
     """
     people = dict.fromkeys(individual_of(s) for s in dataset.samples[split])
     known = individuals(dataset)
@@ -69,10 +68,7 @@ def cluttered(dataset: Dataset, world: World, split: str, root: str | Path, conf
         # names tell neither class nor order
         name = f"{np.random.default_rng([7, *seed]).integers(16**10):010x}"
         images[sample.exemplar_file] = gallery_image(scene, Path(root) / f"{name}.png")
-    samples = tuple(replace(s, exemplar_file=images[s.exemplar_file].file, exemplar_box=images[s.exemplar_file].objects[0].box)
-                    for s in dataset.samples[split])
-    return replace(dataset, samples={**dataset.samples, split: samples},
-                   gallery={**dataset.gallery, split: tuple(sorted(images.values(), key=lambda image: image.file))})
+    return _rehung(dataset, split, images, sorted(images.values(), key=lambda image: image.file))
 
 
 def clutter_scene(world: World, person: Individual, pools: Mapping[str, cycle], seed: Sequence[int],
@@ -126,10 +122,14 @@ def retaken(dataset: Dataset, world: World, split: str, root: str | Path, way: s
             turned = Transform(home.width, home.height).hflip()
             objects = tuple(replace(o, box=tuple(turned.boxes([o.box])[0][0].tolist())) for o in home.objects)
             images[home.file] = GalleryImage(str(path.resolve()), path.stem, objects, home.width, home.height)
+    return _rehung(dataset, split, images, [images.get(image.file, image) for image in dataset.gallery[split]])
+
+
+def _rehung(dataset: Dataset, split: str, images: Mapping[str, GalleryImage], gallery: Sequence[GalleryImage]) -> Dataset:
+    """The dataset with another gallery, in which `images`, by X's file, stand for each X; the first of an image's objects is R_X."""
     samples = tuple(replace(s, exemplar_file=images[s.exemplar_file].file, exemplar_box=images[s.exemplar_file].objects[0].box)
                     for s in dataset.samples[split])
-    gallery = tuple(images.get(image.file, image) for image in dataset.gallery[split])
-    return replace(dataset, samples={**dataset.samples, split: samples}, gallery={**dataset.gallery, split: gallery})
+    return replace(dataset, samples={**dataset.samples, split: samples}, gallery={**dataset.gallery, split: tuple(gallery)})
 
 
 def area_share(image: GalleryImage) -> float:

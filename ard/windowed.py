@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ard import arena
-from ard.baselines.closeups import all_raised, beside_cosines, looks
+from ard.baselines.closeups import CloseUpMethod, all_raised, beside_cosines, looks
 from ard.baselines.kit import Kit
 from ard.baselines.registry import entries
 from ard.detector.closeup import CloseUp
@@ -76,6 +76,16 @@ def ask_ard(cut: Windowed, ard: DetectorMethod, closeup: CloseUp, file: str | Pa
     return {name: {query: cut.back(answers) for query, answers in of.items()} for name, of in found.items()}
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A method that has answered already."""
+
+    answers: Mapping[str, list[Attribution]]  # by sample_id
+
+    def rank(self, query: Query, gallery: Gallery) -> list[Attribution]:
+        return self.answers[query.sample.sample_id]
+
+
 def ask_others(cut: Windowed, kit: Kit, asks: Mapping[str, Ask], others: Sequence[str], closeup: CloseUp | None = None) -> Answers:
     """Answers of `asks` and of the arena's `others` to all of the split's queries; with a close-up those of `others`, which are scored by
     cosines, looking twice as well, as ARD does. kit: with the dataset of `cut`; its folder keeps answers query by query."""
@@ -87,8 +97,6 @@ def ask_others(cut: Windowed, kit: Kit, asks: Mapping[str, Ask], others: Sequenc
         rows[name] = arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]
     best = {name: {query: cut.strongest(answers) for query, answers in of.items()} for name, of in rows.items()}
     for name in others if closeup is not None else ():
-        boxed = {query: [a for a in answers if a.box is not None] for query, answers in best[name].items()}
-        seen = looks(closeup, boxed, cut.dataset, cut.split)
-        added = {query: {a.image_id: a for a in beside_cosines(boxed[query], seen[query])} for query in boxed}
-        best[f"{name}, close-up"] = {query: [added[query].get(a.image_id, a) for a in answers] for query, answers in best[name].items()}
+        twice = CloseUpMethod(Answered(best[name]), closeup, beside_cosines)
+        best[f"{name}, close-up"] = {s.sample_id: twice.rank(cut.dataset.query(s), gallery) for s in samples}
     return {name: {query: cut.back(answers) for query, answers in of.items()} for name, of in best.items()}

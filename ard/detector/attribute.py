@@ -78,7 +78,7 @@ class Attributor:
     def __init__(self, detector, processor: AttributionProcessor, batch: int = 4, closeup: CloseUp | None = None, zoom: float = 1.0):
         if closeup is not None and not processor.square:
             raise ValueError("close-up: expected a processor whose pictures are squares of one size")
-        windows(1, 1, zoom)  # a zoom that is none
+        windows(1, 1, zoom)  # refuses a zoom below 1 before any picture is read
         self.detector, self.processor, self.batch, self.closeup, self.zoom = detector.eval(), processor, batch, closeup, zoom
 
     @torch.no_grad()
