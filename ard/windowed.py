@@ -1,7 +1,7 @@
 """A benchmark whose gallery is looked at in windows (`ard.windows`), by any attribution method as it is.
 
-Of what it answers, `strongest` keeps one window for each image, which may then be looked at from close up, and `back` tells where in
-the image it is.
+Of what it answers, for windows that may have been looked at from close up, `strongest` keeps one window for each image, and `back`
+tells where in the image it is.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ard import arena
-from ard.baselines.closeups import CloseUpMethod, all_raised, beside_cosines, looks
+from ard.baselines.closeups import CloseUpMethod, beside_cosines
 from ard.baselines.kit import Kit
 from ard.baselines.registry import entries
-from ard.detector.closeup import CloseUp
+from ard.detector.closeup import CloseUp, SecondLook, raised
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor, Prepared
 from ard.detector.readings import JUDGED
@@ -55,24 +55,23 @@ class Windowed:
         homes = [(a, *self.views[a.image_id]) for a in found]
         return [replace(a, image_id=image.image_id, box=a.box and tuple(seen.back([a.box])[0].tolist())) for a, image, seen in homes]
 
-    def asking(self, ask: Ask, first: str) -> Ask:
-        """`ask`, of whose answers those windows' are kept that are the strongest of their images in the row `first`."""
-        def asked(query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
-            rows = ask(query, gallery)
-            kept = {a.image_id for a in self.strongest(rows[first])}
-            return {name: [a for a in found if a.image_id in kept] for name, found in rows.items()}
-
-        return asked
-
 
 def ask_ard(cut: Windowed, ard: DetectorMethod, closeup: CloseUp, file: str | Path) -> Answers:
-    """Rows "ARD" and "ARD, close-up", which looks at the strongest window of each image a second time, and how each judges whether the
-    source is there (`JUDGED`). Kept query by query in `file`, so a killed run goes on."""
-    samples, gallery = cut.dataset.samples[cut.split], cut.dataset.open_gallery(cut.split)
-    rows, _ = collect(cut.asking(ard.read, "ARD"), samples, cut.dataset.query, gallery, file, Path(file).stem)
-    seen = looks(closeup, rows["ARD"], cut.dataset, cut.split)
-    found = {"ARD": rows["ARD"], "ARD, close-up": all_raised(rows["ARD"], seen)}
-    found |= {f"ARD{JUDGED}": rows[f"ARD{JUDGED}"], f"ARD, close-up{JUDGED}": all_raised(rows[f"ARD{JUDGED}"], seen)}
+    """Rows "ARD" and "ARD, close-up", which looks at every window a second time before the strongest answers for its image, and how each
+    judges in that window whether the source is there (`JUDGED`). Kept query by query in `file`, so a killed run goes on."""
+    samples, gallery, look = cut.dataset.samples[cut.split], cut.dataset.open_gallery(cut.split), SecondLook(closeup)
+    pictures = {image.image_id: gallery.pixels(image) for image in gallery}
+
+    def ask(query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
+        rows, found = ard.read(query, gallery), {}
+        once = rows["ARD"], rows[f"ARD{JUDGED}"]
+        logits = look(query.image, query.sample.query_box, once[0], [pictures[a.image_id] for a in once[0]])
+        for name, (ranked, judged) in (("ARD", once), ("ARD, close-up", [raised(some, logits) for some in once])):
+            kept = {a.image_id for a in cut.strongest(ranked)}
+            found |= {row: [a for a in some if a.image_id in kept] for row, some in ((name, ranked), (name + JUDGED, judged))}
+        return found
+
+    found, _ = collect(ask, samples, cut.dataset.query, gallery, file, Path(file).stem)
     return {name: {query: cut.back(answers) for query, answers in of.items()} for name, of in found.items()}
 
 
@@ -95,8 +94,7 @@ def ask_others(cut: Windowed, kit: Kit, asks: Mapping[str, Ask], others: Sequenc
         rows |= collect(ask, samples, cut.dataset.query, gallery, kit.work / f"{name}.jsonl", name)[0]
     for name in others:
         rows[name] = arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]
-    best = {name: {query: cut.strongest(answers) for query, answers in of.items()} for name, of in rows.items()}
     for name in others if closeup is not None else ():
-        twice = CloseUpMethod(Answered(best[name]), closeup, beside_cosines)
-        best[f"{name}, close-up"] = {s.sample_id: twice.rank(cut.dataset.query(s), gallery) for s in samples}
-    return {name: {query: cut.back(answers) for query, answers in of.items()} for name, of in best.items()}
+        twice = CloseUpMethod(Answered(rows[name]), closeup, beside_cosines)
+        rows[f"{name}, close-up"] = {s.sample_id: twice.rank(cut.dataset.query(s), gallery) for s in samples}
+    return {name: {query: cut.back(cut.strongest(answers)) for query, answers in of.items()} for name, of in rows.items()}

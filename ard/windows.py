@@ -1,8 +1,8 @@
 """Large pictures looked at in parts: as a whole, and in overlapping windows, each of which a detector sees enlarged.
 
 A detector sees a picture in its own few pixels, where a small thing is less than a cell of a feature map. After SAHI (Akyon, Altinuc
-and Temizel 2022), whose slices are predicted one by one and joined; here an image's answer is that of its strongest window. Not in
-the papers. Notebook 34 asks what it is worth (`ard.windowed`).
+and Temizel 2022), whose slices are predicted one by one and joined; here an image's answer is that of its strongest window, after a
+second look where there is one. Not in the papers. Notebook 34 asks what it is worth (`ard.windowed`).
 """
 
 from __future__ import annotations

@@ -49,11 +49,11 @@ def test_every_image_has_one_answer_inside_of_it(clutter, closeup, tmp_path):
         for query, some in answers.items():
             assert [a.image_id for a in some] == names
             assert all(0 <= a.box[0] <= a.box[2] <= 128 and 0 <= a.box[1] <= a.box[3] <= 128 for a in some)
-            assert [a.box for a in some] == [a.box for a in found[row.removesuffix(JUDGED).removesuffix(", close-up")][query]] or JUDGED in row
-    for query, some in found["ARD"].items():  # the whole picture is one of the windows
-        assert all(a.score >= b.score - 1e-4 for a, b in zip(some, whole["ARD"][query], strict=True))
-    looks = {name: added(found[name], found[f"ARD, close-up{JUDGED}" if JUDGED in name else "ARD, close-up"]) for name in ("ARD", f"ARD{JUDGED}")}
-    assert found["ARD"] != found[f"ARD{JUDGED}"] and np.abs(looks["ARD"]).max() > 0.1
+    for row in ("ARD", "ARD, close-up"):
+        for query, some in found[row].items():  # the whole picture is one of the windows
+            assert all(a.score >= b.score - 1e-4 for a, b in zip(some, whole[row][query], strict=True))
+    looks = {name: added(whole[name], whole[f"ARD, close-up{JUDGED}" if JUDGED in name else "ARD, close-up"]) for name in ("ARD", f"ARD{JUDGED}")}
+    assert whole["ARD"] != whole[f"ARD{JUDGED}"] and np.abs(looks["ARD"]).max() > 0.1
     assert np.allclose(looks["ARD"], looks[f"ARD{JUDGED}"], atol=1e-3)  # one look at the box that ranks serves both readings
 
 
@@ -78,7 +78,7 @@ def test_the_second_look_is_at_the_box_that_ranks(clutter, closeup, tmp_path):
 
     class Torn:
         def read(self, query, gallery):
-            return {name: [Attribution(w, box, 0.9 if w.endswith("-3") else 0.5) for w in windows]
+            return {name: [Attribution(w, box, 0.9999 if w.endswith("-3") else 0.5) for w in windows]
                     for name, box in (("ARD", own), (f"ARD{JUDGED}", other))}
 
     found = ask_ard(cut, Torn(), closeup, tmp_path / "torn.jsonl")
@@ -92,17 +92,28 @@ def test_the_second_look_is_at_the_box_that_ranks(clutter, closeup, tmp_path):
         assert np.allclose(told, expected, atol=1e-3)
 
 
-def test_other_readings_are_those_of_the_window_that_ranks(clutter, tmp_path):
-    cut = Windowed.of(clutter, SPLIT, tmp_path / "windows", 2)
+def test_a_window_that_is_strongest_after_a_second_look_answers_and_judges(clutter, closeup, tmp_path, monkeypatch):
+    cut, box = Windowed.of(clutter, SPLIT, tmp_path / "windows", 2), (4.0, 4.0, 40.0, 30.0)
     windows = [image.image_id for image in cut.dataset.gallery[SPLIT]]
 
-    def ask(query, gallery):
-        ranked = [Attribution(name, None, float(name.endswith("-4"))) for name in windows]
-        return {"ranks": ranked, "judges": [Attribution(name, None, float(name.endswith("-7"))) for name in windows]}
+    class Ranks:
+        def read(self, query, gallery):
+            judged = [Attribution(w, box, 0.3 + 0.05 * int(w[-1])) for w in windows]
+            return {"ARD": [Attribution(w, box, 0.6 if w.endswith("-4") else 0.5) for w in windows], f"ARD{JUDGED}": judged}
 
-    rows = cut.asking(ask, "ranks")(None, None)
-    assert {a.image_id[-2:] for a in rows["judges"]} == {a.image_id[-2:] for a in rows["ranks"]} == {"-4"}
-    assert len(rows["judges"]) == len(clutter.gallery[SPLIT])
+    class Look:
+        def __init__(self, closeup):
+            pass
+
+        def __call__(self, picture, region, answers, pictures):
+            return np.array([float(a.image_id.endswith("-7")) for a in answers])
+
+    monkeypatch.setattr("ard.windowed.SecondLook", Look)
+    found = ask_ard(cut, Ranks(), closeup, tmp_path / "ranks.jsonl")
+    once, twice = log_odds([0.6])[0], log_odds([0.5])[0] + 1
+    for row, score in (("ARD", once), ("ARD, close-up", twice), (f"ARD{JUDGED}", log_odds([0.5])[0]), (f"ARD, close-up{JUDGED}", log_odds([0.65])[0] + 1)):
+        for some in found[row].values():
+            assert len(some) == len(clutter.gallery[SPLIT]) and np.allclose(log_odds([a.score for a in some]), score, atol=1e-5), row
 
 
 class Seer:
@@ -142,7 +153,7 @@ def test_a_method_scored_by_cosines_is_looked_at_twice_in_its_strongest_windows(
     unseen = clutter.gallery[SPLIT][0].image_id  # nothing is found in it
 
     def ask(entry, kit, samples, file):
-        rows = [Attribution(w, None, float("-inf")) if w.startswith(unseen) else Attribution(w, box, 0.6 if w.endswith("-5") else 0.2)
+        rows = [Attribution(w, None, float("-inf")) if w.startswith(unseen) else Attribution(w, box, 0.9 if w.endswith("-5") else 0.2)
                 for w in windows]
         return {s.sample_id: rows for s in samples}, {}
 
@@ -156,7 +167,7 @@ def test_a_method_scored_by_cosines_is_looked_at_twice_in_its_strongest_windows(
         assert once[0] == twice[0] and once[0].score == float("-inf")
         shown = np.stack([cut.dataset.pixels(im.file) for im in cut.dataset.gallery[SPLIT] if im.image_id.endswith("-5")][1:])
         asked = closeup.vectors(clutter.pixels(s.query_file)[None], [s.query_box])[0]
-        expected = 10 * 0.6 + closeup.logits(asked, closeup.vectors(shown, [box] * len(shown))).numpy()
+        expected = 10 * 0.9 + closeup.logits(asked, closeup.vectors(shown, [box] * len(shown))).numpy()
         assert np.allclose([a.score for a in twice[1:]], expected, atol=1e-3)
 
 

@@ -28,9 +28,6 @@ from ard.threads import side_by_side
 from ard.together import Pool, once, together
 from ard.windows import seen_in_windows, strongest_windows, windows
 
-# for each picture asked about, the (N,) logits that a second look adds to the answers of N images; None: there is none
-Looks = Sequence[np.ndarray] | None
-
 
 @dataclass(frozen=True)
 class Skipped:
@@ -145,10 +142,8 @@ class Attributor:
         asked = [self._asked(one, prompt) for one in ready]
         index = gallery if isinstance(gallery, Index) else self.index(gallery)
         seen = {name: picture for names, pictures, _ in index.batches for name, picture in zip(names, pictures)}
-        found = [_strongest(self._read(one, index)) for one in asked]
-        looks = self._looks(ready, [one.ranked for one in found], seen, index)
-        said, judged = (_raised(answers, looks) for answers in zip(*((one.ranked, one.judged) for one in found)))
-        said = [_back(answers, seen) for answers in said]
+        found = [_strongest(self._raised(self._read(one, index), picture, seen, index)) for one, picture in zip(asked, ready)]
+        said, judged = [_back(one.ranked, seen) for one in found], [one.judged for one in found]
         repeated = len(asked) > 1 and prompt is not None and all(one.words for one in found)
         words = [_back(one.words, seen) for one in found] if repeated else None
         chances, sure = self._chances(judged, said, words, prior)
@@ -171,11 +166,13 @@ class Attributor:
         each, sure = Pool()(Chances(*calibration)(scores, ranked), prior)
         return each.tolist(), sure
 
-    def _looks(self, ready: Sequence[Prepared], said: Sequence[Sequence[Attribution]], seen: Mapping[str, Prepared], index: Index) -> Looks:
-        if self.closeup is None or not len(index):
-            return None
+    def _raised(self, found: Readings, asked: Prepared, seen: Mapping[str, Prepared], index: Index) -> Readings:
+        """With what a second look at every window says of it."""
+        if self.closeup is None or not found.ranked:
+            return found
         look = index.looks.setdefault(self.closeup, SecondLook(self.closeup))
-        return [look(one.image, one.boxes[0], answers, [seen[a.image_id].image for a in answers]) for one, answers in zip(ready, said)]
+        logits = look(asked.image, asked.boxes[0], found.ranked, [seen[a.image_id].image for a in found.ranked])
+        return replace(found, ranked=raised(found.ranked, logits), judged=raised(found.judged, logits))
 
     def _read(self, asked: Prompt, index: Index) -> Readings:
         """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
@@ -206,10 +203,6 @@ def _strongest(found: Readings) -> Readings:
 def _back(answers: Sequence[Attribution], seen: Mapping[str, Prepared]) -> list[Attribution]:
     """Answers of windows as those of the pictures that came in."""
     return [replace(a, image_id=_home(a.image_id), box=tuple(seen[a.image_id].back([a.box])[0].tolist())) for a in answers]
-
-
-def _raised(said: Sequence[Sequence[Attribution]], looks: Looks) -> Sequence[Sequence[Attribution]]:
-    return said if looks is None else [raised(answers, look) for answers, look in zip(said, looks, strict=True)]
 
 
 def _scores(said: Sequence[Sequence[Attribution]]) -> np.ndarray:

@@ -19,7 +19,7 @@ from ard.detector.tied import TiedGroundingDinoForObjectDetection, untied
 from ard.geometry import GeometryError
 from ard.images import ImageError
 from ard.records import Dataset
-from ard.together import Pool, once, together
+from ard.together import Pool, log_odds, once, together
 from tests.detector.conftest import COLOURS, square
 from tests.detector.official import small_config
 from tests.toy_attribution import ROOT
@@ -87,24 +87,27 @@ def test_boxes_grow_with_the_picture(gallery, tiny):
         assert np.allclose(np.array(a.box) / 4, boxes[a.image_id], atol=1.5), (a.image_id, a.box, boxes[a.image_id])
 
 
-def test_a_second_look_is_at_the_window_that_answered(gallery, tiny, monkeypatch):
-    looked = []
+def test_the_window_that_is_strongest_after_a_second_look_answers(gallery, tiny, monkeypatch):
+    looked = {}
 
     class Look:
         def __init__(self, closeup):
             pass
 
         def __call__(self, picture, box, answers, pictures):
-            looked.extend(zip([a.image_id for a in answers], pictures, strict=True))
-            return np.zeros(len(answers))
+            looked.update(zip([a.image_id for a in answers], zip(answers, pictures), strict=True))
+            return np.array([20.0 * a.image_id.startswith("3:") for a in answers])
 
     monkeypatch.setattr("ard.detector.attribute.SecondLook", Look)
     attributor = Attributor(tiny, AttributionProcessor.mini(), batch=7, closeup=object(), zoom=2)
     index = attributor.index(gallery)
-    attributor.attribute(gallery["cat"], BOX, "cat", index)
-    seen = {name: picture.image for names, pictures, _ in index.batches for name, picture in zip(names, pictures)}
-    assert len(looked) == 4 and all(np.array_equal(picture, seen[name]) for name, picture in looked)
-    assert any(not name.startswith("0:") for name, _ in looked), "one at least is answered by a window that is not the whole"
+    answer = attributor.attribute(gallery["cat"], BOX, "cat", index, top_k=4)
+    seen = {name: picture for names, pictures, _ in index.batches for name, picture in zip(names, pictures)}
+    assert looked.keys() == seen.keys() and all(np.array_equal(picture, seen[name].image) for name, (_, picture) in looked.items())
+    for a in answer.found:
+        there = looked[f"3:{a.image_id}"][0]
+        assert log_odds([a.score]) == pytest.approx(log_odds([there.score]) + 20, abs=1e-3)
+        assert np.allclose(a.box, seen[there.image_id].back([there.box])[0])
 
 
 def test_a_name_may_hold_anything(gallery, tiny):
