@@ -11,6 +11,7 @@ from scipy.special import logit
 from ard.baselines import whitened
 from ard.baselines.closeups import COSINE, CloseUpMethod, all_raised, beside_cosines, looks, whitened_regions
 from ard.baselines.kit import Kit
+from ard.chances import Chances
 from ard.detector import closeup
 from ard.detector.attribute import Attributor
 from ard.detector.closeup import (
@@ -19,6 +20,8 @@ from ard.detector.features import REGION
 from ard.detector.method import DetectorMethod
 from ard.detector.processor import AttributionProcessor
 from ard.detector.published import AttributionDetector
+from ard.detector.readings import JUDGED
+from ard.detector.tied import TiedGroundingDinoForObjectDetection
 from ard.files import FileError
 from ard.geometry import GeometryError, box_iou
 from ard.records import Attribution
@@ -215,6 +218,22 @@ def test_the_method_is_the_detector_raised_and_the_person_is_told_the_same(toy, 
     assert {a.image_id: pytest.approx(a.score, abs=1e-6) for a in method.rank(query, gallery)} == {name: a.score for name, a in told.items()}
     for one in ranked:
         assert box_iou(one.box, told[one.image_id].box)[0, 0] == pytest.approx(1)
+
+
+def test_both_readings_are_raised_before_chances_are_said(toy, tiny, random_look):
+    sample, gallery = toy.samples["val"][0], toy.open_gallery("val")
+    query, tied, look = toy.query(sample), TiedGroundingDinoForObjectDetection.of(tiny, 1.5), replace(random_look, calibration=(0.9, 0.5, 0.7, 0.4))
+    tied.config.calibration = [9.0, 9.0, 9.0, 9.0]  # its own say nothing of answers that were looked at twice
+    rows = DetectorMethod(tied).read(query, gallery)
+    assert [a.box for a in rows["ARD"]] != [a.box for a in rows[f"ARD{JUDGED}"]], "the look is at the first"
+    added = looks(look, {sample.sample_id: rows["ARD"]}, toy, "val")[sample.sample_id]
+    ranked, judged = (np.array([a.score for a in raised(rows[name], added)]) for name in ("ARD", f"ARD{JUDGED}"))
+    pictures = {image.image_id: gallery.pixels(image) for image in gallery}
+    answer = Attributor(tied, AttributionProcessor.mini(), len(pictures), look).attribute(
+        query.image, sample.query_box, sample.class_name, pictures, top_k=len(pictures))
+    expected = dict(zip(pictures, Chances(*look.calibration)(judged, ranked)))
+    assert not np.allclose(ranked, judged) and {a.image_id: c for a, c in zip(answer.found, answer.chances)} == pytest.approx(expected, abs=1e-5)
+    assert answer.sure == pytest.approx(sum(expected.values()), abs=1e-5)
 
 
 def test_another_gallery_of_the_same_names_is_looked_at_anew(toy, tiny, random_look):
