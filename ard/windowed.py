@@ -60,12 +60,11 @@ def ask_ard(cut: Windowed, ard: DetectorMethod, closeup: CloseUp, file: str | Pa
     """Rows "ARD" and "ARD, close-up", which looks at every window a second time before the strongest answers for its image, and how each
     judges in that window whether the source is there (`JUDGED`). Kept query by query in `file`, so a killed run goes on."""
     samples, gallery, look = cut.dataset.samples[cut.split], cut.dataset.open_gallery(cut.split), SecondLook(closeup)
-    pictures = {image.image_id: gallery.pixels(image) for image in gallery}
 
     def ask(query: Query, gallery: Gallery) -> dict[str, list[Attribution]]:
         rows, found = ard.read(query, gallery), {}
         once = rows["ARD"], rows[f"ARD{JUDGED}"]
-        logits = look(query.image, query.sample.query_box, once[0], [pictures[a.image_id] for a in once[0]])
+        logits = look(query.image, query.sample.query_box, once[0], [cut.views[a.image_id][1].image for a in once[0]])
         for name, (ranked, judged) in (("ARD", once), ("ARD, close-up", [raised(some, logits) for some in once])):
             kept = {a.image_id for a in cut.strongest(ranked)}
             found |= {row: [a for a in some if a.image_id in kept] for row, some in ((name, ranked), (name + JUDGED, judged))}
