@@ -24,7 +24,8 @@ smoke: $(READY)
 	$(VENV)/bin/python -m ard.run --all --profile smoke
 
 rebuild: $(READY)
-	$(VENV)/bin/python -m ard.run --estimate --all
+	$(VENV)/bin/python -m ard.run --estimate
+	$(VENV)/bin/python -m ard.run --all
 	$(VENV)/bin/python -m ard.provenance
 	$(VENV)/bin/dvc commit --force
 

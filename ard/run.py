@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ard.run", description="Run a notebook as a checked stage.")
     parser.add_argument("name", nargs="?", help="notebook, as 06_phase1")
     parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable")
-    parser.add_argument("--estimate", action="store_true", help="print how long stages took when they last ran; name: also a dvc.yaml")
+    parser.add_argument("--estimate", action="store_true", help="only print how long stages took when last run; name: also a dvc.yaml")
     parser.add_argument("--profile", default="mini", help="mini (default), or a file of params/ such as smoke")
     parser.add_argument("--params", default="params.yaml", type=Path, help="parameter file")
     given = parser.parse_args(arguments)
@@ -234,9 +234,9 @@ def main(arguments: list[str] | None = None) -> int:
             profile_file(given.params.resolve(), given.profile)  # before anything is copied for it
         if given.estimate:
             print_estimate(root, given.name or "")
-        if given.all:
+        elif given.all:
             run_all(root, given.profile, given.params.resolve())
-        elif given.name and not given.estimate:
+        else:
             name, pipeline = given.name.removesuffix(".ipynb"), stages(root, *PIPELINES)
             stage = next((stage for stage in pipeline if stage.name == name), Stage(name))
             prepare_workspace(root, workspace_of(root, given.profile), [stage], pipeline)

@@ -175,6 +175,7 @@ def test_all_resumes_after_a_failure_and_starts_anew_after_success(repo, capsys)
     assert (root / "smoke/data/out.txt").read_text() == "shipped" == (root / "data/out.txt").read_text()
     assert not (root / "smoke/.run/all.jsonl").exists()
     assert run.main(["--estimate"]) == 0 and "differ; 1 not measured" in capsys.readouterr().out
+    assert run.main(["--estimate", "--all"]) == 0 and "===" not in capsys.readouterr().out  # nothing runs
     assert run.main(["--estimate", "dvc.yaml"]) == 0 and "01_tiny" in capsys.readouterr().out
     assert run.main(["--estimate", "12_frist"]) == 1 and "known: 01_tiny" in capsys.readouterr().err
 
