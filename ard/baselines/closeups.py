@@ -14,14 +14,14 @@ from ard.baselines import whitened
 from ard.baselines.kit import Kit
 from ard.baselines.methods import Method
 from ard.baselines.registry import Entry
-from ard.detector.closeup import CloseUp, SecondLook, raised
+from ard.detector.closeup import SETTINGS, WEIGHTS, CloseUp, SecondLook, raised
 from ard.detector.method import DetectorMethod
 from ard.detector.tied import load_detector
 from ard.records import Attribution, Dataset, Gallery, Query
 
 Answers = Mapping[str, Sequence[Attribution]]  # by sample_id
 Add = Callable[[Sequence[Attribution], np.ndarray], list[Attribution]]
-COSINE = 10.0  # what a cosine counts beside a close-up's logit; on validation 10, 20 and 40 are alike
+COSINE, LOGIT = 10.0, 0.5  # what a rival's cosine and a close-up's logit count; on validation cosines of 10, 20 and 40 are alike
 CARD = """# Close-up
 
 What ARD sees at a second look (`ard.detector.closeup`): a linear map of the region vectors of enlarged regions and the logistic that
@@ -99,12 +99,12 @@ def whitened_regions(kit: Kit) -> FittedCloseUp:
     """`class filter + whitened regions` with its settings of arena.methods.closeups, looking twice: what close-ups are worth without a
     detector around them."""
     told = kit.told({name: kit.settings[name] for name in ("class_filter",) if name in kit.settings} | kit.settings.get("closeups", {}))
-    return FittedCloseUp(whitened.build(told), CloseUp.load(kit.data / "models/closeup"), beside_cosines)
+    return FittedCloseUp(whitened.build(told), replace(CloseUp.load(kit.data / "models/closeup"), weight=LOGIT), beside_cosines)
 
 
 SOURCE = "Fu, Zheng and Mei 2017, in closed form; ours"
 ENTRIES = [
     Entry("class filter + whitened regions, close-up", whitened_regions, ("text", "box", "pairs", "rendered", "more"), SOURCE,
-          (*whitened.ENTRIES[0].reads, "models/closeup")),
+          (*whitened.ENTRIES[0].reads, *(f"models/closeup/{file}" for file in (WEIGHTS, SETTINGS)))),  # ARD's weight is none of it
     Entry("ARD, close-up", ard, ("text", "box", "pairs", "rendered", "more"), SOURCE, ("models/ard", "models/closeup")),
 ]

@@ -20,6 +20,7 @@ from ard.detector.tied import TiedGroundingDinoForObjectDetection, tied
 from ard.records import Attribution
 from ard.threads import side_by_side
 
+FEW = 8  # images that are read as fast by one thread as by two
 JUDGED, WORDS = ", judged", ", words"  # what the rows of other readings are called after that of ARD
 
 
@@ -58,10 +59,20 @@ def read(model: JointDetector, query: Prompt, gallery: Features, image_ids: Sequ
     if not isinstance(model, AttributionGroundingDinoForObjectDetection):
         return _as_ranked(model, query, gallery, image_ids, variants, frames)
     one = _read if isinstance(model, TiedGroundingDinoForObjectDetection) else _as_ranked
-    rows = [slice(start, start + BATCH) for start in range(0, len(gallery), BATCH)]
     model.eval()
-    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants, frames[some]), rows)
+    parts = side_by_side(lambda some: one(model, query, gallery[some], image_ids[some], variants, frames[some]), even_parts(len(gallery)))
     return [Readings.joined([part[i] for part in parts]) for i in range(len(variants))]
+
+
+def even_parts(n: int) -> list[slice]:
+    """n images in an even number of parts, for two threads, of `BATCH` at most and as equal as can be; less than `FEW` are one part.
+
+    >>> even_parts(5), even_parts(9), len(even_parts(100))
+    ([slice(0, 5, None)], [slice(0, 5, None), slice(5, 9, None)], 4)
+    """
+    count = 2 * -(-n // (2 * BATCH)) if n >= FEW else min(n, 1)
+    ends = [-(-n * i // count) for i in range(1, count + 1)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
 def _as_ranked(model: JointDetector, query: Prompt, gallery: Features, names: Sequence[str], variants: Sequence[bool],

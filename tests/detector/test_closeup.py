@@ -9,7 +9,7 @@ import torch
 from scipy.special import logit
 
 from ard.baselines import whitened
-from ard.baselines.closeups import COSINE, CloseUpMethod, all_raised, beside_cosines, looks, whitened_regions
+from ard.baselines.closeups import COSINE, LOGIT, CloseUpMethod, all_raised, beside_cosines, looks, whitened_regions
 from ard.baselines.kit import Kit
 from ard.chances import Chances
 from ard.detector import closeup
@@ -269,3 +269,5 @@ def test_the_rival_s_second_look_has_settings_of_its_own(toy, random_look, tmp_p
     for told, wanted in (({}, None), ({"closeups": {"whitened": {"threshold": 0.3}}}, 0.3)):  # none that its fingerprint does not tell
         kit = Kit(toy, data=tmp_path, settings={"whitened": {"threshold": 0.1}, **told})
         assert whitened_regions(kit).method == wanted
+    replace(random_look, weight=3.0).save_operating_point(tmp_path / "models/closeup")  # ARD's
+    assert whitened_regions(kit).look.closeup.weight == LOGIT

@@ -45,6 +45,11 @@ def test_cache_runs_each_picture_once_and_survives_on_disk(tmp_path, toy, monkey
     assert torch.equal(f.FeatureCache(tmp_path)(images[[0, 1, 0]]), first)
 
 
+def test_batches_do_not_tell(toy):
+    images = toy[0][:5]
+    assert torch.allclose(f.image_features(images, 2).float(), f.image_features(images, 64).float(), atol=0.05)
+
+
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="expected uint8 images"):
         f.image_features(np.zeros((1, 32, 32, 3), np.uint8))

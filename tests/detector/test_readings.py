@@ -5,8 +5,8 @@ import torch
 
 from ard.detector.method import DetectorMethod
 from ard.detector.prompts import EXEMPLAR, Phrase, build_prompt
-from ard.detector.readings import JUDGED, WORDS, Readings, read
-from ard.detector.score import rank_variants
+from ard.detector.readings import JUDGED, WORDS, Readings, even_parts, read
+from ard.detector.score import BATCH, rank_variants
 from ard.detector.tied import TiedGroundingDinoForObjectDetection, untied
 from tests.toy_attribution import toy_dataset
 
@@ -50,6 +50,14 @@ def test_the_detector_looks_once(with_likeness, asked, monkeypatch):
     monkeypatch.setattr(model, "_decode", lambda *given, decode=model._decode: decoded.append(1) or decode(*given))
     read(model, *asked, NAMES, (False, True))
     assert len(decoded) == 1
+
+
+def test_parts_of_a_gallery_keep_two_threads_busy_alike():
+    for n in range(200):
+        parts = [list(range(n))[part] for part in even_parts(n)]
+        sizes = [len(part) for part in parts]
+        assert sum(parts, []) == list(range(n)) and all(0 < size <= BATCH for size in sizes)
+        assert n < 8 or len(sizes) % 2 == 0 and max(sizes) - min(sizes) <= 1
 
 
 def test_a_detector_that_is_not_tied_judges_as_it_ranks_and_keeps_no_words_apart(with_likeness, asked, threads):
