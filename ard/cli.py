@@ -48,7 +48,7 @@ def attribute(model: Path = typer.Argument(help="folder of a detector, as data/m
               gallery: Path = typer.Argument(help="folder of training pictures"),
               also: list[str] = typer.Option([], help="PICTURE:x0,y0,x1,y1, another generated picture of the same thing; may be repeated"),
               prompt: str = typer.Option(None, help="what is in the box, as 'cat'; nothing: by looks alone"),
-              zoom: float = typer.Option(1.0, help="above 1: see each training picture in windows of 1/zoom of its side, too; 2 takes ten times as long"),
+              zoom: float = typer.Option(1.0, help="above 1: see each training picture in windows of 1/zoom of its side, too; 2 takes eight times as long"),
               closeup: Path = typer.Option(None, help="folder of a second look at each picture, as data/models/closeup; nothing: one look"),
               top_k: int = typer.Option(10, help="answers printed"),
               prior: float = typer.Option(0.5, help="chance, before looking, that the source is among them")) -> None:

@@ -70,7 +70,7 @@ class Attributor:
     """A detector and its processor, of any size: `AttributionDetector`, or the detectors of the mini world. closeup: what it sees at a
     second look, where one was fitted to it (`ard.detector.closeup`); ValueError beside a processor that keeps the shape of pictures.
     zoom: above 1, training pictures are seen in windows of 1 / `zoom` of their longer side, too (`ard.windows`), for what is small in
-    them; 2 takes ten times as long, twenty with a second look, at every window. ValueError below 1."""
+    them; 2 takes eight times as long, fifteen with a second look, at every window. ValueError below 1."""
 
     def __init__(self, detector, processor: AttributionProcessor, batch: int = 4, closeup: CloseUp | None = None, zoom: float = 1.0):
         if closeup is not None and not processor.square:

@@ -35,24 +35,15 @@ def image_features(images: np.ndarray, batch: int = 8) -> Tensor:
     take two to three times as long."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3) or images.dtype != np.uint8:
-        raise ValueError(
-            f"expected uint8 images (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), found {images.dtype} {images.shape}"
-        )
+        raise ValueError(f"expected uint8 images (B, {IMAGE_SIZE}, {IMAGE_SIZE}, 3), found {images.dtype} {images.shape}")
     backbone = efficientnet_lite0()
     out = torch.empty(len(images), PACKED, dtype=torch.float16)
     for start in range(0, len(images), batch):
-        pixels = (
-            torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5
-            - 1
-        )
+        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).permute(0, 3, 1, 2).float() / 127.5 - 1
         pixels = F.interpolate(pixels, size=ENLARGED, mode="bilinear", align_corners=False)
-        _, *maps = backbone.forward_intermediates(
-            pixels.contiguous(memory_format=torch.channels_last), intermediates_only=True
-        )
+        _, *maps = backbone.forward_intermediates(pixels.contiguous(memory_format=torch.channels_last), intermediates_only=True)
         sides = (2 * LEVELS[0][1], *(side for _, side in LEVELS))
-        finest, fine, middle, coarse = (
-            F.interpolate(m, size=side, mode="bilinear", antialias=True) for m, side in zip(maps, sides)
-        )
+        finest, fine, middle, coarse = (F.interpolate(m, size=side, mode="bilinear", antialias=True) for m, side in zip(maps, sides))
         packed = (torch.cat([fine, F.pixel_unshuffle(finest, 2)], 1), middle, coarse)
         out[start : start + batch] = torch.cat([m.flatten(1) for m in packed], 1).half()
     return out
@@ -61,10 +52,7 @@ def image_features(images: np.ndarray, batch: int = 8) -> Tensor:
 def unpack(features: Tensor) -> list[Tensor]:
     """(B, PACKED) -> one float32 map (B, channels, side, side) per level."""
     sizes = [channels * side * side for channels, side in LEVELS]
-    return [
-        part.float().unflatten(1, (channels, side, side))
-        for part, (channels, side) in zip(features.split(sizes, 1), LEVELS)
-    ]
+    return [part.float().unflatten(1, (channels, side, side)) for part, (channels, side) in zip(features.split(sizes, 1), LEVELS)]
 
 
 def region_vectors(features: Tensor, boxes: Tensor) -> Tensor:
@@ -81,10 +69,7 @@ def region_vectors(features: Tensor, boxes: Tensor) -> Tensor:
     maps = (F.pixel_shuffle(fine[:, 40:], 2), fine[:, :40], middle, coarse)
     owner = torch.arange(len(boxes)).repeat_interleave(boxes[0].numel() // 4 if len(boxes) else 1)
     rois = torch.cat([owner[:, None].float(), boxes.reshape(-1, 4)], 1)
-    parts = [
-        roi_align(m, rois, grid, m.shape[-1] / IMAGE_SIZE, aligned=True).flatten(1)
-        for m, (_, grid) in zip(maps, REGION_MAPS)
-    ]
+    parts = [roi_align(m, rois, grid, m.shape[-1] / IMAGE_SIZE, aligned=True).flatten(1) for m, (_, grid) in zip(maps, REGION_MAPS)]
     return torch.cat(parts, 1).reshape(*boxes.shape[:-1], REGION)
 
 

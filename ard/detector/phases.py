@@ -46,9 +46,7 @@ class PhaseData:
         return sha256_bytes(self.boxes.tobytes() + self.source.tobytes() + "\n".join(self.names).encode())
 
 
-def load_phase_data(
-    dataset: Dataset, split: str, cache: FeatureCache, samples: Sequence[Sample] | None = None
-) -> PhaseData:
+def load_phase_data(dataset: Dataset, split: str, cache: FeatureCache, samples: Sequence[Sample] | None = None) -> PhaseData:
     """Encode the gallery and the queries of a split (or of the chosen samples) in both mirrorings."""
     samples = dataset.samples[split] if samples is None else samples
     one_source(samples)
@@ -57,19 +55,10 @@ def load_phase_data(
     pictures = [dataset.pixels(image.file) for image in images]
     gallery = torch.stack([cache(np.stack([t.image(p) for p in pictures])) for t in FLIPS])
     queries = query_vectors(dataset, samples, cache)
-    boxes = np.stack(
-        [
-            to_cxcywh(moved_boxes(t, np.array([s.exemplar_box for s in samples])), IMAGE_SIZE, IMAGE_SIZE) for t in FLIPS
-        ]
-    )
-    return PhaseData(
-        gallery,
-        queries,
-        boxes,
-        np.array([where[s.exemplar_file] for s in samples]),
-        tuple(s.class_name for s in samples),
-        tuple(frozenset(o.class_name for o in im.objects) for im in images),
-    )
+    boxes = np.array([s.exemplar_box for s in samples])
+    boxes = np.stack([to_cxcywh(moved_boxes(t, boxes), IMAGE_SIZE, IMAGE_SIZE) for t in FLIPS])
+    return PhaseData(gallery, queries, boxes, np.array([where[s.exemplar_file] for s in samples]), tuple(s.class_name for s in samples),
+                     tuple(frozenset(o.class_name for o in im.objects) for im in images))
 
 
 def one_source(samples: Sequence[Sample]) -> dict[str, Sample]:
@@ -90,16 +79,11 @@ def moved_boxes(transform: Transform, boxes: np.ndarray) -> np.ndarray:
 
 
 def query_vectors(
-    dataset: Dataset,
-    samples: Sequence[Sample],
-    cache: FeatureCache,
-    boxes_in: Callable[[Transform, np.ndarray], np.ndarray] = moved_boxes,
+    dataset: Dataset, samples: Sequence[Sample], cache: FeatureCache, boxes_in: Callable[[Transform, np.ndarray], np.ndarray] = moved_boxes
 ) -> Tensor:
     """Region vectors (2, S, REGION) float16 of R_Q in both mirrorings; `boxes_in` says where R_Q (S, 4) is in them."""
     pictures, boxes = [dataset.pixels(s.query_file) for s in samples], np.array([s.query_box for s in samples])
-    return torch.stack(
-        [picture_regions(cache, [t.image(p) for p in pictures], boxes_in(t, boxes)) for t in FLIPS]
-    )
+    return torch.stack([picture_regions(cache, [t.image(p) for p in pictures], boxes_in(t, boxes)) for t in FLIPS])
 
 
 def picture_regions(
@@ -122,16 +106,8 @@ def unwatched(loss_of: Callable) -> Callable:
 
 
 # ---- phase 1 ---------------------------------------------------------------------------------------------------------
-def phase1_batches(
-    data: PhaseData,
-    names: Sequence[str],
-    batch_size: int,
-    other_names: int = 4,
-    rivals: int = 0,
-    absent: float = 0.0,
-    phrase: Callable[[str, Tensor], Phrase] = Phrase,
-    lit: tuple[int, ...] = LIT,
-) -> Callable[[np.random.Generator], Batch]:
+def phase1_batches(data: PhaseData, names: Sequence[str], batch_size: int, other_names: int = 4, rivals: int = 0, absent: float = 0.0,
+                   phrase: Callable[[str, Tensor], Phrase] = Phrase, lit: tuple[int, ...] = LIT) -> Batches:
     """Positives only: X asked for its class phrase with the exemplar of Q, among up to `other_names` other class names.
 
     `rivals` adds phrases with the exemplar of another image's query, half of them of the same class, which X does not
@@ -162,11 +138,8 @@ def phase1_batches(
             labels.append([own] if there else [])
             wanted.append(data.boxes[flip_x[n], row][None] if there else np.empty((0, 4)))
         prompt = build_prompt(captions)
-        return Batch(
-            data.gallery[torch.from_numpy(flip_x), torch.from_numpy(data.source[rows])],
-            prompt,
-            make_targets(wanted, labels, phrase_map(prompt, lit)),
-        )
+        return Batch(data.gallery[torch.from_numpy(flip_x), torch.from_numpy(data.source[rows])], prompt,
+                     make_targets(wanted, labels, phrase_map(prompt, lit)))
 
     return make
 
@@ -184,19 +157,9 @@ def _rival(rng: np.random.Generator, data: PhaseData, row: int, candidates: np.n
     return data.names[chosen], data.queries[rng.integers(2), chosen].float()
 
 
-def train_phase1(
-    model: AttributionGroundingDinoForObjectDetection,
-    data: PhaseData,
-    names: Sequence[str],
-    settings: TrainSettings,
-    folder: str | Path,
-    other_names: int = 4,
-    rivals: int = 0,
-    absent: float = 0.0,
-    watched: Callable[[Callable], Callable] = unwatched,
-    batches: Batches | None = None,
-    **told,
-) -> list[dict]:
+def train_phase1(model: AttributionGroundingDinoForObjectDetection, data: PhaseData, names: Sequence[str], settings: TrainSettings,
+                 folder: str | Path, other_names: int = 4, rivals: int = 0, absent: float = 0.0,
+                 watched: Callable[[Callable], Callable] = unwatched, batches: Batches | None = None, **told) -> list[dict]:
     """ARD-: everything trainable but F and F~, in place, starting from the exemplar-prompted detector.
 
     watched: puts something that is done at every step around the loss, such as a look at validation.
@@ -211,14 +174,8 @@ def train_phase1(
 
 
 # ---- phase 2 ---------------------------------------------------------------------------------------------------------
-def phase2_batches(
-    data: PhaseData,
-    positives: int,
-    k: int = 4,
-    draw: Draw = draw_negatives,
-    phrase: Callable[[str, Tensor], Phrase] = Phrase,
-    lit: tuple[int, ...] = LIT,
-) -> Callable[[np.random.Generator], Batch]:
+def phase2_batches(data: PhaseData, positives: int, k: int = 4, draw: Draw = draw_negatives,
+                   phrase: Callable[[str, Tensor], Phrase] = Phrase, lit: tuple[int, ...] = LIT) -> Batches:
     """`positives` pairs (X, Q), each followed by the same query on the negatives that `draw` gives, without targets."""
 
     def make(rng: np.random.Generator) -> Batch:
@@ -237,17 +194,14 @@ def phase2_batches(
 
 
 def orthogonality(matrix: Tensor) -> Tensor:
-    """||W W^T - I||, the paper's un-squared Frobenius norm; its gradient at W = I is 0/0, hence the floor under the
-    root."""
+    """||W W^T - I||, the paper's un-squared Frobenius norm; its gradient at W = I is 0/0, hence the floor under the root."""
     gap = matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)
     return (gap.square().sum() + 1e-12).sqrt()
 
 
-def phase2_loss(
-    settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: float = 0.5, objective: str = "focal", keep: int = 0
-) -> Callable:
-    """Paper, eq. 2 and 3: focal loss (targets all zero on negatives) + lambda_reg / 2 (||F F^T - I|| + ||F~ F~^T -
-    I||).
+def phase2_loss(settings: TrainSettings, lambda_cls: float = 1.0, lambda_reg: float = 0.5, objective: str = "focal",
+                keep: int = 0) -> Callable:
+    """Paper, eq. 2 and 3: focal loss (targets all zero on negatives) + lambda_reg / 2 (||F F^T - I|| + ||F~ F~^T - I||).
 
     objective: one of `objectives.OBJECTIVES` in the place of the focal loss. keep: of each query's negatives only so many
     count, those the model as it is scores highest; 0 keeps all.
@@ -273,11 +227,7 @@ def phase2_loss(
         matrices = [m for m in (head.region.matrix(), head.token.matrix()) if m is not None]
         penalty = 0.5 * sum(map(orthogonality, matrices), torch.zeros(()))
         total = lambda_cls * main + lambda_reg * penalty
-        return total, {
-            "loss": float(total.detach()),
-            "class": float(main.detach()),
-            "orthogonality": float(penalty.detach()),
-        }
+        return total, {"loss": float(total.detach()), "class": float(main.detach()), "orthogonality": float(penalty.detach())}
 
     return loss
 
@@ -288,21 +238,10 @@ def set_trainable(model: nn.Module, adapters: bool) -> None:
         parameter.requires_grad_(not name.startswith(FROZEN) and name.startswith(("score_head.region.", "score_head.token.")) == adapters)
 
 
-def train_phase2(
-    model: AttributionGroundingDinoForObjectDetection,
-    data: PhaseData,
-    settings: TrainSettings,
-    folder: str | Path,
-    k: int = 4,
-    lambda_cls: float = 1.0,
-    lambda_reg: float = 0.5,
-    adapter: str = "linear",
-    watched: Callable[[Callable], Callable] = unwatched,
-    negatives: str = "mixed",
-    objective: str = "focal",
-    batches: Batches | None = None,
-    **told,
-) -> list[dict]:
+def train_phase2(model: AttributionGroundingDinoForObjectDetection, data: PhaseData, settings: TrainSettings, folder: str | Path,
+                 k: int = 4, lambda_cls: float = 1.0, lambda_reg: float = 0.5, adapter: str = "linear",
+                 watched: Callable[[Callable], Callable] = unwatched, negatives: str = "mixed", objective: str = "focal",
+                 batches: Batches | None = None, **told) -> list[dict]:
     """ARD: F and F~ from where they are (fresh ones are the identity), everything else as phase 1 left it; `batch_size` counts
     positives.
 

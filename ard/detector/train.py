@@ -74,20 +74,11 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 def supervised_loss(settings: TrainSettings) -> Callable[[nn.Module, Batch], tuple[Tensor, dict[str, float]]]:
     """The detection loss of a batch under the published setting that `settings.losses` names."""
-    return lambda model, batch: detection_loss(
-        model.match(batch.features, batch.prompt), batch.targets, settings.losses
-    )
+    return lambda model, batch: detection_loss(model.match(batch.features, batch.prompt), batch.targets, settings.losses)
 
 
-def train(
-    model: nn.Module,
-    make_batch: Callable[[np.random.Generator], Batch],
-    settings: TrainSettings,
-    folder: str | Path,
-    loss_of: Callable | None = None,
-    name: str = "train",
-    recipe: Mapping[str, object] = MappingProxyType({}),
-) -> list[dict]:
+def train(model: nn.Module, make_batch: Callable[[np.random.Generator], Batch], settings: TrainSettings, folder: str | Path,
+          loss_of: Callable | None = None, name: str = "train", recipe: Mapping[str, object] = MappingProxyType({})) -> list[dict]:
     """Train the parameters that require gradients; returns the log rows, also in `folder`/log.jsonl.
 
     `make_batch(rng)` draws a batch from the generator of its step. Kill it at any moment: the next call goes on from
@@ -116,10 +107,7 @@ def train(
                 rows.append({"step": step, **{k: round(v / count, 6) for k, v in sums.items()}})
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}")
                 sums = {}
-            if (
-                step % (settings.log_every * max(settings.checkpoint_every // settings.log_every, 1)) == 0
-                or step == settings.steps
-            ):
+            if step % (settings.log_every * max(settings.checkpoint_every // settings.log_every, 1)) == 0 or step == settings.steps:
                 _save(folder, told, step, rows, weights, optimizer, average)
     write_jsonl(folder / "log.jsonl", rows)
     with torch.no_grad():
@@ -154,17 +142,8 @@ def _digest(model: nn.Module) -> str:
 def _save(folder: Path, told: dict, step: int, rows: list[dict], weights, optimizer, average) -> None:
     """One file holds everything, so that it can never be half new and half old; the readable log follows it."""
     buffer = io.BytesIO()
-    torch.save(
-        {
-            **told,
-            "step": step,
-            "rows": rows,
-            "optimizer": optimizer.state_dict(),
-            "weights": {n: p.detach() for n, p in weights.items()},
-            "average": average,
-        },
-        buffer,
-    )
+    torch.save({**told, "step": step, "rows": rows, "optimizer": optimizer.state_dict(),
+                "weights": {n: p.detach() for n, p in weights.items()}, "average": average}, buffer)
     atomic_write_bytes(folder / "checkpoint.pt", buffer.getvalue())
     write_jsonl(folder / "log.jsonl", rows)
 
