@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ard import arena
-from ard.baselines.closeups import CloseUpMethod, beside_cosines
+from ard.baselines.closeups import RivalCloseUp
 from ard.baselines.kit import Kit
 from ard.baselines.registry import entries
 from ard.detector.closeup import CloseUp, SecondLook, raised
@@ -94,6 +94,6 @@ def ask_others(cut: Windowed, kit: Kit, asks: Mapping[str, Ask], others: Sequenc
     for name in others:
         rows[name] = arena.ask(known[name], kit, samples, kit.work / f"{name}.jsonl")[0]
     for name in others if closeup is not None else ():
-        twice = CloseUpMethod(Answered(rows[name]), closeup, beside_cosines)
+        twice = RivalCloseUp(Answered(rows[name]), closeup)
         rows[f"{name}, close-up"] = {s.sample_id: twice.rank(cut.dataset.query(s), gallery) for s in samples}
     return {name: {query: cut.back(cut.strongest(answers)) for query, answers in of.items()} for name, of in rows.items()}

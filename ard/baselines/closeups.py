@@ -21,7 +21,7 @@ from ard.records import Attribution, Dataset, Gallery, Query
 
 Answers = Mapping[str, Sequence[Attribution]]  # by sample_id
 Add = Callable[[Sequence[Attribution], np.ndarray], list[Attribution]]
-COSINE, LOGIT = 10.0, 0.5  # what a rival's cosine and a close-up's logit count; on validation cosines of 10, 20 and 40 are alike
+COSINE, LOGIT = 10.0, 0.5  # what a rival's cosine and a close-up's logit count; on validation 10, 20 and 40 are alike
 CARD = """# Close-up
 
 What ARD sees at a second look (`ard.detector.closeup`): a linear map of the region vectors of enlarged regions and the logistic that
@@ -64,8 +64,11 @@ class CloseUpMethod:
         return [told.get(a.image_id, a) for a in answers]
 
 
-class FittedCloseUp(CloseUpMethod):
-    """The same of a method that is fitted first."""
+class RivalCloseUp(CloseUpMethod):
+    """The same of a rival scored by cosines."""
+
+    def __init__(self, method: Method, closeup: CloseUp):
+        super().__init__(method, replace(closeup, weight=LOGIT), beside_cosines)
 
     def fit(self, ad_train: Dataset, generator) -> None:
         self.method.fit(ad_train, generator)
@@ -95,16 +98,16 @@ def ard(kit: Kit) -> CloseUpMethod:
     return CloseUpMethod(detector, CloseUp.load(kit.data / "models/closeup"))
 
 
-def whitened_regions(kit: Kit) -> FittedCloseUp:
+def whitened_regions(kit: Kit) -> RivalCloseUp:
     """`class filter + whitened regions` with its settings of arena.methods.closeups, looking twice: what close-ups are worth without a
     detector around them."""
     told = kit.told({name: kit.settings[name] for name in ("class_filter",) if name in kit.settings} | kit.settings.get("closeups", {}))
-    return FittedCloseUp(whitened.build(told), replace(CloseUp.load(kit.data / "models/closeup"), weight=LOGIT), beside_cosines)
+    return RivalCloseUp(whitened.build(told), CloseUp.load(kit.data / "models/closeup"))
 
 
 SOURCE = "Fu, Zheng and Mei 2017, in closed form; ours"
 ENTRIES = [
     Entry("class filter + whitened regions, close-up", whitened_regions, ("text", "box", "pairs", "rendered", "more"), SOURCE,
-          (*whitened.ENTRIES[0].reads, *(f"models/closeup/{file}" for file in (WEIGHTS, SETTINGS)))),  # ARD's weight is none of it
+          (*whitened.ENTRIES[0].reads, *(f"models/closeup/{file}" for file in (WEIGHTS, SETTINGS)))),  # not ARD's weight
     Entry("ARD, close-up", ard, ("text", "box", "pairs", "rendered", "more"), SOURCE, ("models/ard", "models/closeup")),
 ]
