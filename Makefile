@@ -3,14 +3,16 @@
 # make smoke    the whole pipeline at smoke size, pretraining included, in the folder smoke/
 # make rebuild  everything from nothing, pretraining included: hours; an estimate first; killed, it goes on where it was
 # make ablations   what each setting of the detector and of its rivals is worth, and AbC's own study: hours; an estimate first
+# make paper    the paper's experiment on a GPU, with what params/paper.yaml names: days. PROFILE=paper_lvis, or one of your own
 # make lock     resolve requirements.lock anew from pyproject.toml (needs uv)
 PYTHON ?= python3
 VENV ?= $(CURDIR)/.venv
 READY := $(VENV)/.ready
+PROFILE ?= paper
 
 # Stages run in a shell that must find this environment's python.
 export PATH := $(VENV)/bin:$(PATH)
-.PHONY: repro test smoke rebuild ablations lock
+.PHONY: repro test smoke rebuild ablations paper lock
 .DEFAULT_GOAL := repro
 
 repro: $(READY)
@@ -32,6 +34,9 @@ rebuild: $(READY)
 ablations: $(READY)
 	$(VENV)/bin/python -m ard.run --estimate ablations/dvc.yaml
 	$(VENV)/bin/dvc repro ablations/dvc.yaml
+
+paper: $(READY)
+	$(VENV)/bin/python -m ard.run --all own/dvc.yaml --profile $(PROFILE)
 
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-header pyproject.toml -o requirements.lock

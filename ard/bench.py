@@ -9,7 +9,6 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +24,10 @@ from ard.detector.late import LateFusedConfig, LateFusedDetector
 from ard.detector.model import AttributionConfig, AttributionGroundingDinoForObjectDetection
 from ard.detector.processor import AttributionProcessor
 from ard.detector.prompts import phrase_map
-from ard.detector.published import SIZES, AttributionDetector, published_config
+from ard.detector.published import SIZES, AttributionDetector, Pictures, published_config
 from ard.detector.readings import read
 from ard.detector.tied import TiedGroundingDinoForObjectDetection
+from ard.precision import bfloat16
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -41,13 +41,32 @@ class Cost:
     result: Any = None
 
 
-def cost(run: Callable[[], Any]) -> Cost:
-    """Count one call and time another. Sampling of deformable attention is not counted: it has no products of matrices."""
+def cost(run: Callable[[], Any], warm: bool = False) -> Cost:
+    """Count one call and time another, or (`warm`) the one after that: what is compiled is not compiled while it is counted. Sampling of deformable attention is not counted: it has no products of matrices."""
     with FlopCounterMode(display=False) as counter:
         run()
-    start = time.perf_counter()
-    result = run()
-    return Cost(counter.get_total_flops() / 1e9, time.perf_counter() - start, result)
+    if warm:
+        run()
+    seconds, result = timed(run)
+    return Cost(counter.get_total_flops() / 1e9, seconds, result)
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it returned; a GPU has done all that was asked before and of it."""
+    def done() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    start, result = done(), run()
+    return done() - start, result
+
+
+def peak_memory(device: str) -> float:
+    """GiB that this process has held at most, on its GPU or in all."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def build(size: str, seed: int = 0, **changes):
@@ -64,7 +83,7 @@ def build(size: str, seed: int = 0, **changes):
     return freeze(detector), AttributionProcessor()
 
 
-def pair_costs(detector, processor: AttributionProcessor, side: int = 800, seed: int = 0) -> dict[str, Cost]:
+def pair_costs(detector, processor: AttributionProcessor, side: int = 800, seed: int = 0, warm: bool = False) -> dict[str, Cost]:
     """The parts "image", "query", "match" of one pair of `side` px squares, and "whole", which keeps nothing.
 
     Raises AssertionError when the parts give another answer than the whole, in any bit.
@@ -73,10 +92,12 @@ def pair_costs(detector, processor: AttributionProcessor, side: int = 800, seed:
     gallery, query = (rng.integers(0, 255, (side, side, 3), dtype=np.uint8) for _ in range(2))
     box = [[0.2 * side, 0.2 * side, 0.7 * side, 0.8 * side]]
     ready = processor(query, box)
-    pixels, asked, where = processor.collate([processor(gallery)]), processor.collate([ready]), torch.from_numpy(ready.boxes).float()
+    pixels, asked = (batch.to(detector.device) if isinstance(batch, Pictures) else batch
+                     for batch in (processor.collate([processor(gallery)]), processor.collate([ready])))
+    where = torch.from_numpy(ready.boxes).float()
     with torch.no_grad():
         parts = {"image": cost(lambda: detector.encode_image(pixels)), "query": cost(lambda: detector.encode_query(asked, where, ["cat"]))}
-        parts["match"] = cost(lambda: detector.match(parts["image"].result, parts["query"].result))
+        parts["match"] = cost(lambda: detector.match(parts["image"].result, parts["query"].result), warm)
         parts["whole"] = cost(lambda: detector.match(detector.encode_image(pixels), detector.encode_query(asked, where, ["cat"])))
     one, other = parts["match"].result, parts["whole"].result
     assert torch.equal(one.logits, other.logits) and torch.equal(one.layer_boxes, other.layer_boxes), "a cache changed the answer"
@@ -98,9 +119,7 @@ def step_cost(detector, kept: Any, prompt: Any) -> Cost:
     """One training step on a pair whose features are kept: match, loss, gradients; timed alone, since the counter fails there."""
     targets = make_targets([np.array([[0.5, 0.5, 0.5, 0.6]])], [[0]], phrase_map(prompt))
     detector.train().requires_grad_(True)
-    start = time.perf_counter()
-    detection_loss(detector.match(kept, prompt), targets)[0].backward()
-    done = Cost(None, time.perf_counter() - start)
+    done = Cost(None, timed(lambda: detection_loss(detector.match(kept, prompt), targets)[0].backward())[0])
     freeze(detector).zero_grad(set_to_none=True)
     return done
 
@@ -128,27 +147,34 @@ def detector(size: str = typer.Option("mini", help=f"mini, {', '.join(SIZES)}"),
              side: int = typer.Option(0, help="px of a square picture; 0: 64 for mini, 800 else"),
              fused: int = typer.Option(0, help="how many of the coarsest maps go through the fusion encoder; 0: as configured"),
              fused_layers: int = typer.Option(0, help="how many encoder layers, the last ones, mix image and query; 0: all"),
-             bf16: bool = typer.Option(False, help="bfloat16 where the machine is faster with it"),
+             bf16: bool = typer.Option(False, help="bfloat16, where the device multiplies it in hardware"),
+             device: str = typer.Option("cpu", help="or cuda, for published sizes"),
+             compiled: bool = typer.Option(False, help="torch.compile what image and query meet in; the first call takes minutes"),
              train: bool = typer.Option(True, help="also a training step")) -> None:
     """Operations and seconds of one pair, part by part."""
     if size not in ("mini", *SIZES):
         raise typer.BadParameter(f"expected mini or one of {', '.join(SIZES)}, found {size}")
     if size == "mini" and fused_layers:
         raise typer.BadParameter("only published sizes are cut where image and query first meet")
+    if size == "mini" and (bf16 or device != "cpu"):
+        raise typer.BadParameter("the mini detector's backbone runs in float32 on the processor")
     side = side or (64 if size == "mini" else 800)
     changes = {"fused_levels": fused, "fused_layers": fused_layers}
     model, processor = build(size, **{name: value for name, value in changes.items() if value})
-    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-        parts = pair_costs(model, processor, side)
+    model.to(device)
+    if compiled:
+        model.match = torch.compile(model.match)
+    with bfloat16(device, bf16):
+        parts = pair_costs(model, processor, side, warm=compiled)
         step = step_cost(model, parts["image"].result, parts["query"].result) if train else None
     rows = table(parts, step)
-    print(f"{size}, {side} px, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    print(f"{size}, {side} px, {device}{', bfloat16' * bf16}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     for name, gflop, seconds in rows:
         against = [row for row in rows if row[0].startswith(name.partition(",")[0]) and row[0].endswith("nothing kept")]
         gain = "".join(f"{row[2] / seconds:9.2f} x faster" + (f", {row[1] / gflop:.2f} x fewer" if gflop else "") for row in against)
         print(f"{name:36}{'' if gflop is None else f'{gflop:.2f} GFLOP':>16}{seconds:10.4f} s{gain}")
     print(f"{1 / rows[5][2]:.1f} gallery pictures a second, one at a time; peak memory "
-          f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB; kept and not kept answer alike, bit by bit")
+          f"{peak_memory(device):.1f} GiB; kept and not kept answer alike, bit by bit")
     if size == "mini":
         print(f"1,000 kept pictures ranked for one query in {ranking_seconds():.1f} s on {torch.get_num_threads()} threads")
 

@@ -27,13 +27,17 @@ class Truth:
 
 
 def annotations(folder: str | Path, split: str) -> dict:
-    """The COCO or LVIS file of a split; LVIS names files by address alone. Raises FileError when it is missing, broken, or without
-    images and annotations."""
-    path = Path(folder) / f"instances_{split}.json"
+    """`read_annotations` of a split's file."""
+    return read_annotations(Path(folder) / f"instances_{split}.json")
+
+
+def read_annotations(path: str | Path) -> dict:
+    """A COCO or LVIS file; LVIS names pictures by address alone. Raises FileError when it is missing, broken, or without images and
+    annotations."""
     coco = read_json(path)
     for key in ("images", "annotations", "categories"):
         if not isinstance(coco, dict) or not coco.get(key):
-            raise FileError(f"{path}: no '{key}' in it; expected COCO JSON, run the stage that writes it again")
+            raise FileError(f"{path}: no '{key}' in it; expected COCO JSON with all three")
     for image in coco["images"]:
         if "file_name" not in image and "coco_url" in image:
             image["file_name"] = "/".join(image["coco_url"].split("/")[-2:])
@@ -59,9 +63,9 @@ def truths(folder: str | Path, split: str) -> dict[str, Truth]:
 
 
 def gallery(folder: str | Path, split: str, files: str = "images") -> tuple[GalleryImage, ...]:
-    """Every image of a split with all its true objects, its file renamed to `files/<name>`."""
+    """Every image of a split with all its true objects, its file below `files`, as for `pairs`."""
     images = images_from_coco(annotations(folder, split), f"{folder}/instances_{split}.json")
-    return tuple(replace(image, file=f"{files}/{Path(image.file).name}") for image in images)
+    return tuple(replace(image, file=f"{files}/{image.file}") for image in images)
 
 
 def _objects(coco: dict) -> list[tuple[str, dict, str, dict]]:
@@ -74,7 +78,8 @@ def _objects(coco: dict) -> list[tuple[str, dict, str, dict]]:
     for image in sorted(coco["images"], key=lambda i: i["file_name"]):
         for class_name, items in sorted(by_image.get(image["id"], {}).items()):
             largest = max(items, key=lambda a: (a["area"], -a["id"]))
-            rows.append((f"{class_name.replace(' ', '-')}-{Path(image['file_name']).stem}", image, class_name, largest))
+            place = Path(image["file_name"]).with_suffix("").as_posix().replace("/", "_")
+            rows.append((f"{class_name.replace(' ', '-')}-{place}", image, class_name, largest))
     return rows
 
 

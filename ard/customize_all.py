@@ -17,6 +17,7 @@ from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from ard.deltas import Delta, save_delta
 from ard.exemplars import Exemplar, read_mask
 from ard.files import Ledger, sha256_bytes, sha256_file, write_jsonl
 from ard.generator import load_pipeline
+from ard.geometry import Transform
 from ard.records import RecordError, read_image
 
 Job = list[tuple[Exemplar, str]]  # exemplars learned together, each with its token
@@ -129,7 +131,7 @@ def _learn(batch: list[Job], pipe, root: Path, out: Path, config: CustomizeConfi
     try:
         for n, job in enumerate(batch):
             try:
-                lessons[n] = _lesson(job, root, seed)
+                lessons[n] = _lesson(job, root, seed, pipe.unet.config.sample_size * pipe.vae_scale_factor)
                 check_lesson(lessons[n], config, prior)
             except (RecordError, ValueError) as error:
                 reasons[n] = str(error)
@@ -144,9 +146,22 @@ def _learn(batch: list[Job], pipe, root: Path, out: Path, config: CustomizeConfi
     return reasons
 
 
-def _lesson(job: Job, root: Path, seed: int) -> Lesson:
-    concepts = [Concept(token, e.class_name, read_mask(root / e.mask_file)) for e, token in job]
-    return Lesson(read_image(root / job[0][0].file), concepts, item_seed(seed, job[0][0].exemplar_id))
+def _lesson(job: Job, root: Path, seed: int, side: int) -> Lesson:
+    image, masks = squared(read_image(root / job[0][0].file), [read_mask(root / e.mask_file) for e, _ in job], side)
+    concepts = [Concept(token, e.class_name, mask) for (e, token), mask in zip(job, masks)]
+    return Lesson(image, concepts, item_seed(seed, job[0][0].exemplar_id))
+
+
+def squared(image: np.ndarray, masks: Sequence[np.ndarray], side: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The largest square of a picture (H, W, 3) uint8 that has the middle of its masks (H, W) bool, or comes nearest to it, in its own
+    middle, brought to the `side` in pixels that a generator draws; the masks with it. What is so already stays as it is."""
+    height, width = image.shape[:2]
+    if height == width == side or any(mask.shape != (height, width) for mask in masks) or not np.any(masks):
+        return image, list(masks)  # `check_lesson` says what is wrong with it
+    short, (ys, xs) = min(height, width), np.nonzero(np.any(masks, 0))
+    left, top = (int(np.clip(round((at.min() + at.max() + 1 - short) / 2), 0, size - short)) for at, size in ((xs, width), (ys, height)))
+    moved = Transform(width, height).crop(left, top, short, short).resize(side, side)
+    return moved.image(image), [moved.image(np.where(mask, 255, 0).astype(np.uint8)) > 127 for mask in masks]
 
 
 def _taught(pipe, lessons: dict[int, Lesson], config: CustomizeConfig, prior) -> list[tuple[int, Delta | ValueError]]:

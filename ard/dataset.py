@@ -6,7 +6,7 @@ Between generation and the detector (paper, section 4.3). Leak probes are in `ar
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,24 +19,32 @@ TABLE1_COLUMNS = (
 FACTS = ("split", "individual_id", "drawing", "designer")
 
 
+Setting = Callable[[str, int], tuple[str, str]]  # class and number of a sentence -> context and medium
+
+
+def table4(class_name: str, template: int) -> tuple[str, str]:
+    """Those of the sentences of the COCO-type dataset, the same for each class."""
+    return context_medium(template)
+
+
 def shuffled(records: Iterable, key: str) -> tuple:
     """Records in the order of their key's hash, so that the order in a file says nothing about who belongs to whom."""
     return tuple(sorted(records, key=lambda r: sha256_bytes(getattr(r, key).encode())))
 
 
-def to_sample(query, exemplar, query_folder: str) -> Sample:
+def to_sample(query, exemplar, query_folder: str, setting: Setting = table4) -> Sample:
     """Join a kept `generate.Drawn` with its `exemplars.Exemplar`, whose facts name split, individual and artwork."""
     missing = [name for name in FACTS if name not in exemplar.facts]
     if missing:
         raise RecordError(f"exemplar {exemplar.exemplar_id}: its facts lack {missing}")
-    context, medium = context_medium(query.template)
+    context, medium = setting(exemplar.class_name, query.template)
     return Sample(query.sample_id, f"{query_folder}/{query.file}", query.box, query.prompt, exemplar.class_name,
                   exemplar.exemplar_id, exemplar.file, exemplar.box, query.template, context, medium,
                   **{name: exemplar.facts[name] for name in FACTS})
 
 
 def assemble(root: str | Path, exemplars: Sequence, queries: Sequence, images: Iterable[GalleryImage],
-             query_folder: str = "queries") -> Dataset:
+             query_folder: str = "queries", setting: Setting = table4) -> Dataset:
     """The dataset of all splits with queries; a split's gallery is every image with a kept exemplar, asked for or not.
 
     exemplars: `exemplars.Exemplar`; queries: kept `generate.Drawn`; images: the exemplar scenes with all true objects.
@@ -47,7 +55,7 @@ def assemble(root: str | Path, exemplars: Sequence, queries: Sequence, images: I
     lost += [e.exemplar_id for e in exemplars if e.file not in scenes]
     if lost:
         raise RecordError(f"{len(lost)} queries without an exemplar or exemplars without an image, first: {lost[:3]}")
-    samples = [to_sample(q, by_id[q.exemplar_id], query_folder) for q in queries]
+    samples = [to_sample(q, by_id[q.exemplar_id], query_folder, setting) for q in queries]
     used = {split: {e.file for e in exemplars if e.facts.get("split") == split} for split in SPLITS}
     splits = [split for split in SPLITS if any(x.split == split for x in samples)]
     dataset = Dataset(Path(root),

@@ -35,6 +35,7 @@ class GenerateConfig:
     guidance: float = 3.0  # classifier-free guidance; Break-a-Scene 7.5
     min_side: float = 12.0  # px, short side of R_Q
     negative_prompt: str = ""
+    batch: int = 0  # pictures drawn at once; 0: all of a concept
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def generate_concept(pipe, exemplar: Exemplar, token: str, image: np.ndarray, te
     """
     prompts = [fill(t, f"{token} {exemplar.class_name}") for t in templates]
     seeds = [item_seed("generate", seed, exemplar.exemplar_id, t) for t in range(len(templates))]
-    pictures, drawn = [jpeg_bytes(q) for q in sample_images(pipe, prompts, seeds, config)], []
+    parts = [slice(i, i + (config.batch or len(prompts))) for i in range(0, len(prompts), config.batch or len(prompts))]
+    pictures, drawn = [jpeg_bytes(q) for part in parts for q in sample_images(pipe, prompts[part], seeds[part], config)], []
     for number, (prompt, own, picture) in enumerate(zip(prompts, seeds, pictures)):
         query = read_image(io.BytesIO(picture))
         found = best_box(*detect(query, exemplar.class_name))

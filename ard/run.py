@@ -175,17 +175,20 @@ def execute(run: Run) -> None:
     run.finish(executed, time.monotonic() - start)
 
 
-def run_all(root: Path, profile: str, params: Path) -> None:
-    """Run every stage, pretraining included, from nothing. Killed, it goes on where it was when called again."""
-    pipeline = stages(root)
+def run_all(root: Path, profile: str, params: Path, name: str = "") -> None:
+    """Run every stage, pretraining included, from nothing; or those of the pipeline `name`, which keeps what is there and runs only what
+    has changed. Killed, it goes on where it was when called again. ConfigError: there is no such pipeline."""
+    if name not in ("", *PIPELINES):
+        raise ConfigError(f"no pipeline '{name}'; {nearest(name, PIPELINES)}")
+    pipeline = stages(root, name) if name else stages(root)
     workspace = workspace_of(root, profile)
     prepare_workspace(root, workspace, pipeline, pipeline)
-    ledger = Ledger(workspace / ".run" / "all.jsonl")
+    ledger = Ledger(workspace / ".run" / f"all{name.replace('/', '-')}.jsonl")
     for stage in pipeline:
         run = Run(stage, root, profile, params)
         if f"done {stage.name} {run.key}" in ledger:
             continue
-        if f"start {stage.name} {run.key}" not in ledger:
+        if not name and f"start {stage.name} {run.key}" not in ledger:
             for out in stage.outs:
                 path = workspace / out
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -193,7 +196,8 @@ def run_all(root: Path, profile: str, params: Path) -> None:
         print(f"=== {stage.name}", flush=True)
         execute(run)
         ledger.add(f"done {stage.name} {run.key}")
-    ledger.path.unlink()
+    if not name:
+        ledger.path.unlink()
 
 
 def print_estimate(root: Path, name: str = "") -> None:
@@ -219,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ard.run", description="Run a notebook as a checked stage.")
     parser.add_argument("name", nargs="?", help="notebook, as 06_phase1")
-    parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable")
+    parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable; name: another dvc.yaml, of which what is done stays")
     parser.add_argument("--estimate", action="store_true", help="only print how long stages took when last run; name: also a dvc.yaml")
     parser.add_argument("--profile", default="mini", help="mini (default), or a file of params/ such as smoke")
     parser.add_argument("--params", default="params.yaml", type=Path, help="parameter file")
@@ -235,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.estimate:
             print_estimate(root, given.name or "")
         elif given.all:
-            run_all(root, given.profile, given.params.resolve())
+            run_all(root, given.profile, given.params.resolve(), given.name or "")
         else:
             name, pipeline = given.name.removesuffix(".ipynb"), stages(root, *PIPELINES)
             stage = next((stage for stage in pipeline if stage.name == name), Stage(name))

@@ -12,7 +12,7 @@ from ard.files import FileError
 from ard.provenance import source_notebook
 
 COMMAND = "python -m ard.run "
-PIPELINES = ("dvc.yaml", "ablations/dvc.yaml")  # the main job, and what is run only when asked
+PIPELINES = ("dvc.yaml", "ablations/dvc.yaml", "own/dvc.yaml")  # the main job, and what is run only when asked
 
 @dataclass(frozen=True)
 class Stage:

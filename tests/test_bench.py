@@ -59,9 +59,25 @@ def test_the_command_prints_every_row():
     for row in ("image", "match", "a pair, both sides kept", "a training step, both sides kept", "bit by bit", "1,000 kept pictures ranked"):
         assert row in result.output
     assert CliRunner().invoke(bench.app, ["detector", "--size", "huge"]).exit_code == 2
-    assert CliRunner().invoke(bench.app, ["detector", "--fused-layers", "1"]).exit_code == 2
+    for told in (["--fused-layers", "1"], ["--device", "cuda"], ["--bf16"]):
+        assert CliRunner().invoke(bench.app, ["detector", *told]).exit_code == 2
 
 
 def test_a_late_one_of_a_published_size_is_built():
     detector, _ = bench.build("T-B", fused_layers=2, num_queries=20)
     assert len(detector.ahead) == 4 and len(detector.model.encoder.layers) == 2 and detector.config.num_queries == 20
+
+
+def test_what_is_compiled_is_timed_once_it_is(monkeypatch):
+    calls = []
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(len(calls)))
+    for warm in (False, True):
+        calls.clear()
+        found = bench.cost(lambda: calls.append(1) or len(calls), warm)
+        assert (found.result, found.seconds) == (3 if warm else 2, 1.0)
+
+
+def test_a_published_size_runs_in_bfloat16(small, monkeypatch):
+    monkeypatch.setattr(bench, "build", lambda size, **told: (AttributionDetector(small_config()).eval().requires_grad_(False), small[1]))
+    result = CliRunner().invoke(bench.app, ["detector", "--size", "T-B", "--side", "96", "--bf16", "--no-train"])
+    assert result.exit_code == 0 and "cpu, bfloat16" in result.output, result.output

@@ -41,9 +41,10 @@ def test_plain_coco_gives_each_class_of_an_image_once_and_polygons_become_masks(
         "images": [{"id": 1, "width": 64, "height": 48} | named], "annotations": rows,
         "categories": [{"id": 5, "name": "cat"}, {"id": 6, "name": "teddy bear"}]})
     pairs = collection.pairs(tmp_path, "val")
-    assert [p.exemplar_id for p in pairs] == ["cat-a", "teddy-bear-a"] and pairs[0].file == "collection/images/val/a.jpg"
+    assert [p.exemplar_id for p in pairs] == ["cat-val_a", "teddy-bear-val_a"] and pairs[0].file == "collection/images/val/a.jpg"
+    assert [im.file for im in collection.gallery(tmp_path, "val", "collection/images")] == [pairs[0].file]
     assert pairs[0].facts["individual_id"] == "val-annotation-2", "the largest cat stands for its class"
-    mask = collection.truths(tmp_path, "val")["cat-a"].mask
+    mask = collection.truths(tmp_path, "val")["cat-val_a"].mask
     assert mask.shape == (48, 64) and np.array_equal(np.flatnonzero(mask.any(0)), np.arange(10, 20))
 
 

@@ -583,3 +583,33 @@ def test_a_delta_of_another_length_or_with_a_word_twice_is_refused(pipe):
         with installed_tokens(pipe, ["<v1>", "<v1>"], torch.zeros(2, 16)):
             pass
     assert len(pipe.tokenizer) == size
+
+
+@pytest.mark.parametrize("size, corner", [((60, 90), (8, 70)), ((90, 60), (70, 8)), ((60, 90), (20, 30)), ((120, 120), (90, 3))])
+def test_a_picture_of_any_shape_is_cut_square_around_its_mask(size, corner):
+    """The thing is the one red square of its picture: wherever it stands, it stands under its mask afterwards, as square as it was."""
+    picture, mask, (y, x) = np.full((*size, 3), 20, np.uint8), np.zeros(size, bool), corner
+    picture[y : y + 18, x : x + 18, 0] = 220
+    mask[y : y + 18, x : x + 18] = True
+    moved, (there,) = module.squared(picture, [mask], 32)
+    side = 18 * 32 / min(size)
+    assert moved.shape == (32, 32, 3) and there.shape == (32, 32) and there.sum() == pytest.approx(side**2, rel=0.25)
+    assert moved[there][:, 0].mean() > 180 and moved[~there][:, 0].mean() < 30
+    ys, xs = np.nonzero(there)
+    assert np.ptp(ys) == pytest.approx(np.ptp(xs), abs=1)
+    if corner == (20, 30):
+        assert (xs.min() + xs.max() + 1) / 2 == pytest.approx(16, abs=1), "in the middle, where there is room on both sides"
+
+
+def test_a_picture_that_is_square_already_stays_and_one_without_a_mask_is_named(pipe, tmp_path):
+    picture, mask = exemplar_image(), np.ones((32, 32), bool)
+    same, (there,) = module.squared(picture, [mask], 32)
+    assert same is picture and there is mask
+    wide, kept = np.zeros((20, 40, 3), np.uint8), []
+    wide[:] = exemplar_image()[:20, :20].repeat(2, 1)
+    for name, seen in (("good", np.eye(20, 40, dtype=bool)), ("empty", np.zeros((20, 40), bool)), ("other", np.ones((9, 9), bool))):
+        Image.fromarray(wide).save(tmp_path / f"{name}.png")
+        write_mask(tmp_path / f"{name}-mask.png", seen)
+        kept.append(Exemplar(name, f"{name}.png", "cat", (0.0, 0.0, 9.0, 9.0), 1.0, f"{name}-mask.png", 1))
+    done, failed = customize_all(pipe, kept, tmp_path, tmp_path / "out", CONFIG, Ledger(tmp_path / "l.jsonl"))
+    assert [row["exemplar_id"] for row in done] == ["good"] and [row["exemplar_id"] for row in failed] == ["empty", "other"]

@@ -67,6 +67,13 @@ def test_assemble_joins_and_survives_its_files(tmp_path):
     assert data.query(sample).image.shape == (64, 64, 3)
 
 
+def test_place_and_medium_are_those_of_the_sentences_in_use(tmp_path):
+    exemplars, queries, scenes = parts(tmp_path)
+    data = assemble(tmp_path, exemplars, queries, scenes, setting=lambda name, number: (f"with {name}", f"medium {number}"))
+    for sample in data.samples["val"]:
+        assert (sample.context, sample.medium) == (f"with {sample.class_name}", f"medium {sample.template}")
+
+
 def test_table1_counts_pairs(tmp_path):
     rows = table1(build(tmp_path), "toy")
     assert all(tuple(r) == TABLE1_COLUMNS for r in rows) and [r["split"] for r in rows] == ["train", "val", "test"]

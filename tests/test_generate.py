@@ -189,3 +189,14 @@ def test_a_concept_is_drawn_anew_where_anything_it_is_drawn_by_changed(tmp_path)
              (GenerateConfig(steps=3), 0, ("A {}.",), "a")]
     found = [_recipe(*rest, tmp_path / name) for *rest, name in given]
     assert len(set(found)) == len(given) and _recipe(*given[0][:3], tmp_path / "a") == found[0]
+
+
+def test_a_concept_drawn_in_parts_is_the_same(learned, tmp_path, monkeypatch):
+    pipe, root, exemplars, rows = learned
+    drawn, real = [], module.sample_images
+    monkeypatch.setattr(module, "sample_images", lambda pipe, prompts, *told: drawn.append(list(prompts)) or real(pipe, prompts, *told))
+    told = (exemplars[0], rows[0]["token"], np.zeros((32, 32, 3), np.uint8), TEMPLATES, detect)
+    whole, pictures = generate_concept(pipe, *told, CONFIG)
+    parts, again = generate_concept(pipe, *told, GenerateConfig(steps=2, guidance=2.0, batch=2))
+    assert [len(prompts) for prompts in drawn] == [3, 2, 1] and sum(drawn[1:], []) == drawn[0]
+    assert [(d.prompt, d.seed, d.file) for d in whole] == [(d.prompt, d.seed, d.file) for d in parts] and len(pictures) == len(again)

@@ -15,8 +15,10 @@ import pytest
 
 from ard import notebook as nb
 from ard.config import load_params, read_yaml
+from ard.detector.train import TrainSettings
 from ard.provenance import source_notebook
-from ard.stages import PIPELINES, prepare_workspace, stages
+from ard.release import customize_config
+from ard.stages import PIPELINES, prepare_workspace, settings, stages
 from tests.smoke_pipeline import SmokePipeline, reads, upstream
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,28 @@ def test_params_name_only_stages_and_every_key_is_explained():
     lines = (ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()
     silent = [line for line in lines if re.match(r"\s+[\w-]+:", line) and "#" not in line]
     assert not silent, f"params.yaml: no comment with unit and reason: {silent}"
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "params").glob("*.yaml")))
+def test_a_profile_has_what_its_notebooks_take(profile):
+    over, params = load_params(ROOT / f"params/{profile}.yaml"), ROOT / "params.yaml"
+    named = [path for path in SOURCES if path.stem.split("_", 1)[1] in over]
+    assert len(named) == len(set(over) - {"shipped"})
+    for path in named:
+        nb.typed(nb.read(path), settings(path.stem.split("_", 1)[1], profile, params), profile)
+
+
+@pytest.mark.parametrize("profile", ["paper", "paper_lvis"])
+def test_a_profile_of_the_paper_has_its_recipe(profile):
+    pairs, detector = (settings(section, profile, ROOT / "params.yaml") for section in ("own_pairs", "own_detector"))
+    assert (pairs["templates"], bool(pairs["classes"])) == {"paper": ("coco", True), "paper_lvis": ("groups", False)}[profile]
+    recipe = customize_config(pairs["customize"])
+    assert (recipe.token_steps, recipe.token_lr, recipe.weight_steps, recipe.batch, recipe.loss, recipe.mask_resize) == (
+        400, 5e-4, 400, 1, "published", "nearest") and recipe.frame == recipe.keep == 0
+    for phase in ("phase1", "phase2"):
+        told = TrainSettings(**{key: value for key, value in detector[phase].items() if key != "k"})
+        assert (told.learning_rate, told.clip, told.schedule, told.weight_decay) == (1e-4, 0.1, "step", 1e-4)
+    assert detector["phase2"]["k"] == 4 and (pairs["device"], detector["device"]) == ("cuda", "cuda")
 
 
 @each_notebook

@@ -180,6 +180,23 @@ def test_all_resumes_after_a_failure_and_starts_anew_after_success(repo, capsys)
     assert run.main(["--estimate", "12_frist"]) == 1 and "known: 01_tiny" in capsys.readouterr().err
 
 
+def test_a_pipeline_of_its_own_keeps_what_is_done_until_it_changes(repo, capsys):
+    root = repo()
+    (root / "own").mkdir()
+    (root / "own/dvc.yaml").write_text(DVC)
+    (root / "data").mkdir()
+    (root / "data/out.txt").write_text("of an earlier run")
+    told = ["--all", "own/dvc.yaml"]
+    assert run.main(told) == 0 and "=== 01_tiny" in capsys.readouterr().out
+    (root / "data/out.txt").write_text("mine")
+    assert run.main(told) == 0 and "===" not in capsys.readouterr().out and (root / "data/out.txt").read_text() == "mine"
+    (root / "params.yaml").write_text(PARAMS.replace("3", "4"))
+    assert run.main(told) == 0 and (root / "data/out.txt").read_text() == "8 False '007'"
+    nb.write(nb.from_percent(TEXT.format(code="from pathlib import Path\nassert Path('data/out.txt').exists()")), root / "notebooks/01_tiny.ipynb")
+    assert run.main(told) == 0, "another run finds what the last one left"
+    assert run.main(["--all", "onw/dvc.yaml"]) == 1 and "did you mean 'own/dvc.yaml'" in capsys.readouterr().err
+
+
 def test_unfinished_work_is_of_its_code_parameters_and_inputs(repo):
     root = repo()
     (root / "data").mkdir()

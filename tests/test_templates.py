@@ -16,6 +16,7 @@ from ard.templates import (
     with_article,
     words,
 )
+from ard.templates.groups import group_setting, group_templates
 from ard.templates.words import _MASS, _PAIRS
 
 ENTRIES = [name for names in GROUP_CLASSES.values() for name in names]
@@ -115,3 +116,22 @@ def test_fill_wants_one_gap():
     for template in ("a cat", "{} and {}"):
         with pytest.raises(ValueError, match="one {}"):
             fill(template, "cat")
+
+
+def test_every_class_of_table_6_has_the_sentences_of_its_group_with_place_and_medium():
+    for group, names in GROUP_CLASSES.items():
+        for name in names:
+            if name != "speaker_(stereo_equipment)" or group == "tech_electronics":  # it stands in two groups: the first
+                same = [other for other in GROUP_TEMPLATES if words(name) in {words(n) for n in GROUP_CLASSES[other]}]
+                assert group_templates(name) == group_templates(words(name)) == GROUP_TEMPLATES[same[0]]
+    for group, sentences in GROUP_TEMPLATES.items():
+        name = next(n for n in GROUP_CLASSES[group] if group_templates(n) == sentences)
+        for i, sentence in enumerate(sentences):
+            context, medium = group_setting(name, i)
+            assert context and sentence.endswith(f"{{}} {context}.") and (medium in sentence or medium == "photo")
+            assert (medium == "photo") == (i < 5)
+
+
+def test_a_class_of_no_group_is_named():
+    with pytest.raises(ValueError, match="'teapto' stands in no group of Table 6; did you mean 'teapot'"):
+        group_templates("teapto")

@@ -127,7 +127,7 @@ def pair_features(dataset: Dataset, samples: Sequence[Sample], encode: Encode, v
 
 
 def _cut(picture: np.ndarray, box, wanted: bool) -> np.ndarray:
-    return crop(picture, box) if wanted else picture
+    return crop(picture, box).copy() if wanted else picture  # a view would keep the whole picture
 
 
 class Learned:

@@ -45,15 +45,18 @@ def squares(images: Sequence[np.ndarray], size: int, centre: bool = False) -> np
     return np.stack([np.asarray(picture) for picture in fitted])
 
 
-def batched(features: Callable[[Tensor], Tensor], size: int, normal=IMAGENET, centre: bool = False, batch: int = 64) -> Encode:
-    """An Encode out of `features`: pictures (b, 3, size, size), normalised -> (b, d)."""
+def batched(features: Callable[[Tensor], Tensor], size: int, normal=IMAGENET, centre: bool = False, batch: int = 64,
+            device: str = "cpu") -> Encode:
+    """An Encode out of `features`: pictures (b, 3, size, size), normalised, on a device -> (b, d)."""
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in normal)
 
     @torch.no_grad()
     def encode(images: Sequence[np.ndarray]) -> np.ndarray:
-        pixels = torch.from_numpy(squares(images, size, centre)).permute(0, 3, 1, 2)
-        parts = [features((part.float() / 255 - mean) / deviation) for part in pixels.split(batch)]
-        return torch.cat(parts).float().cpu().numpy()
+        parts = []
+        for i in range(0, len(images), batch):
+            pixels = torch.from_numpy(squares(images[i:i + batch], size, centre)).permute(0, 3, 1, 2)
+            parts.append(features(((pixels.float() / 255 - mean) / deviation).to(device)).float().cpu())
+        return torch.cat(parts).numpy()
 
     return encode
 
@@ -124,7 +127,7 @@ def vit_encoder(model: VisionTransformer) -> Encode:
 
 
 # ---- published models ------------------------------------------------------------------------------------------------
-def hub_encoder(name_or_path: str | Path, size: int = SSCD_SIZE, centre: bool = False) -> Encode:
+def hub_encoder(name_or_path: str | Path, size: int = SSCD_SIZE, centre: bool = False, device: str = "cpu") -> Encode:
     """A published encoder, by what its files say it is:
 
     - CLIP in transformers' form: "openai/clip-vit-base-patch32", or a folder. Features are the projected ones (512-d).
@@ -141,16 +144,16 @@ def hub_encoder(name_or_path: str | Path, size: int = SSCD_SIZE, centre: bool = 
     if name.endswith((".pt", ".pth.tar")) and not Path(name).is_file():
         raise EncoderError(f"{name}: no such file; expected a TorchScript file *.pt or MoCo v3's *.pth.tar")
     if name.endswith(".pth.tar"):
-        return _timm_encode(_moco_v3(name), centre)
+        return _timm_encode(_moco_v3(name), centre, device)
     if name.endswith(".pt"):
-        return batched(torch.jit.load(name, map_location="cpu").eval(), size, IMAGENET, centre)
+        return batched(torch.jit.load(name, map_location=device).eval(), size, IMAGENET, centre, device=device)
     config = _config(name)
     if "architecture" in config:
         where = "local-dir" if Path(name).is_dir() else "hf-hub"
-        return _timm_encode(timm.create_model(f"{where}:{name}", pretrained=True, num_classes=0), centre)
+        return _timm_encode(timm.create_model(f"{where}:{name}", pretrained=True, num_classes=0), centre, device)
     if str(config.get("model_type", "")).startswith("clip"):
-        model = freeze(CLIPVisionModelWithProjection.from_pretrained(name))
-        return batched(lambda pixels: model(pixels).image_embeds, model.config.image_size, CLIP, centre)
+        model = freeze(CLIPVisionModelWithProjection.from_pretrained(name)).to(device)
+        return batched(lambda pixels: model(pixels).image_embeds, model.config.image_size, CLIP, centre, device=device)
     raise EncoderError(f"{name}: expected timm's config.json (a key 'architecture') or CLIP's (model_type 'clip'), "
                        f"found the keys {sorted(config)[:8]}")
 
@@ -164,9 +167,9 @@ def _config(name: str) -> dict:
         raise EncoderError(f"{name}: no config.json to read ({str(error).splitlines()[0]})") from error
 
 
-def _timm_encode(model: nn.Module, centre: bool) -> Encode:
+def _timm_encode(model: nn.Module, centre: bool, device: str) -> Encode:
     data = timm.data.resolve_model_data_config(model)
-    return batched(freeze(model), data["input_size"][-1], (data["mean"], data["std"]), centre)
+    return batched(freeze(model).to(device), data["input_size"][-1], (data["mean"], data["std"]), centre, device=device)
 
 
 def _moco_v3(path: str) -> nn.Module:

@@ -151,6 +151,14 @@ class Attributor:
         order = sorted(range(len(answers)), key=lambda i: (-answers[i].score, answers[i].image_id))[:top_k]
         return Answer(tuple(answers[i] for i in order), len(index), index.skipped, sure, tuple(chances[i] for i in order if chances))
 
+    @torch.no_grad()
+    def answers(self, query: Source, query_box, prompt: str | None, index: Index, variants: Sequence[bool] = (False, True)
+                ) -> list[list[Attribution]]:
+        """What every picture of an index answers at one look, in its own pixels, without F and F~ and with them; raises as `attribute`."""
+        asked = self._asked(self.processor(query, [query_box], name="query"), prompt)
+        seen = {name: picture for names, pictures, _ in index.batches for name, picture in zip(names, pictures)}
+        return [_back(_strongest(found).ranked, seen) for found in self._variants(asked, index, variants)]
+
     def _chances(self, judged: Sequence[Sequence[Attribution]], said: Sequence[Sequence[Attribution]],
                  words: Sequence[Sequence[Attribution]] | None, prior: float) -> tuple[list[float], float | None]:
         """Of each picture of the index to be the source, and of any; none where the detector was not asked what its scores say, or
@@ -176,13 +184,18 @@ class Attributor:
 
     def _read(self, asked: Prompt, index: Index) -> Readings:
         """An answer for each picture, in pixels of what the detector sees, in the order of the index."""
-        def of(batch) -> Readings:
+        return self._variants(asked, index, (self.detector.config.adapters,))[0]
+
+    def _variants(self, asked: Prompt, index: Index, variants: Sequence[bool]) -> list[Readings]:
+        """The same without F and F~ and with them, from one pass."""
+        def of(batch) -> list[Readings]:
             names, pictures, features = batch
             frames = torch.tensor(np.stack([picture.frame for picture in pictures])) if self.processor.square else None
-            return read(self.detector, asked, features, names, (self.detector.config.adapters,), frames)[0]
+            return read(self.detector, asked, features, names, variants, frames)
 
         small = isinstance(self.detector, AttributionGroundingDinoForObjectDetection)
-        return Readings.joined(side_by_side(of, index.batches) if small else [of(batch) for batch in index.batches])
+        parts = side_by_side(of, index.batches) if small else [of(batch) for batch in index.batches]
+        return [Readings.joined([part[i] for part in parts]) for i in range(len(variants))]
 
     def _encoded(self, waiting: list[tuple[str, Prepared]]) -> tuple[tuple[str, ...], tuple[Prepared, ...], Any]:
         names, pictures = zip(*waiting)

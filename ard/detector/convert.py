@@ -4,6 +4,7 @@ and CountGD (`checkpoint_fsc147_best.pth`), which is GroundingDINO with an exemp
 The key map is proved against `groundingdino-py` with the same random weights: tests/detector/test_convert.py.
 """
 
+import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,7 +99,8 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     Loaded with `weights_only=True`. Raises FileError for a file that is missing or holds something else.
     """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # CountGD keeps its command line beside the weights
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for torn files and for pickled objects

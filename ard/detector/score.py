@@ -92,7 +92,7 @@ def _keep(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float, overl
     # shifting each phrase by a picture of its own keeps phrases from suppressing each other
     kept = nms(boxes + 1000.0 * labels[:, None], scores, overlap)
     kept = kept[scores[kept] >= threshold]
-    return Detections(boxes[kept].numpy(), scores[kept].numpy(), labels[kept].numpy())
+    return Detections(*(found[kept].cpu().numpy() for found in (boxes, scores, labels)))
 
 
 def detect(

@@ -122,7 +122,8 @@ def _one_step(model, make_batch, settings, loss_of, optimizer, weights, step) ->
     batch = make_batch(np.random.default_rng([settings.seed, step]))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(settings, step)
-    with torch.autocast("cpu", torch.bfloat16) if settings.autocast else nullcontext():
+    device = next(iter(weights.values())).device.type
+    with torch.autocast(device, torch.bfloat16) if settings.autocast else nullcontext():
         loss, log = loss_of(model, batch)
     if not torch.isfinite(loss):
         raise FloatingPointError(f"loss is {float(loss)} at step {step}; lower the learning rate")

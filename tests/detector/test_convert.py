@@ -1,5 +1,7 @@
 """Official checkpoints: our detector answers as GroundingDINO's own code does with the same random weights, boxes and logits."""
 
+import argparse
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -166,6 +168,8 @@ def test_what_is_missing_or_of_another_shape_is_named(tmp_path):
 def test_only_tensors_are_read(tmp_path):
     with pytest.raises(FileError, match="no such file"):
         read_official(tmp_path / "none.pth")
+    torch.save({"model": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "countgd.pth")
+    assert read_official(tmp_path / "countgd.pth") == {"a": torch.ones(1)}, "CountGD's holds its command line, too"
     (tmp_path / "torn.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
     torch.save({"model": {"a": object()}}, tmp_path / "object.pth")
     torch.save({"model": [1]}, tmp_path / "list.pth")
