@@ -15,7 +15,7 @@ GROUPS = {words(name): group for group, names in reversed(GROUP_CLASSES.items())
 def group_templates(class_name: str) -> tuple[str, ...]:
     """The ten sentences of a class, by its name in Table 6 or the words of that. ValueError names the nearest class.
 
-    >>> group_templates("bat_(animal)")[1], group_templates("teapot")[1]
+    >>> group_templates("bat_(animal)")[1], group_templates("mug")[1]
     ('A {} is wandering through a dense forest.', 'A {} is sitting next to a steaming cup of herbal tea.')
     """
     group = GROUPS.get(words(class_name))
