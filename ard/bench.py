@@ -42,7 +42,10 @@ class Cost:
 
 
 def cost(run: Callable[[], Any], warm: bool = False) -> Cost:
-    """Count one call and time another, or (`warm`) the one after that: what is compiled is not compiled while it is counted. Sampling of deformable attention is not counted: it has no products of matrices."""
+    """Count one call and time another, or (`warm`) the one after that: what is compiled is not compiled while it is counted.
+
+    Sampling of deformable attention is not counted: it has no products of matrices.
+    """
     with FlopCounterMode(display=False) as counter:
         run()
     if warm:

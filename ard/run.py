@@ -223,7 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m ard.run", description="Run a notebook as a checked stage.")
     parser.add_argument("name", nargs="?", help="notebook, as 06_phase1")
-    parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable; name: another dvc.yaml, of which what is done stays")
+    parser.add_argument("--all", action="store_true", help="every stage from nothing, pretraining included; resumable; name: another "
+                        "dvc.yaml, of which what is done stays")
     parser.add_argument("--estimate", action="store_true", help="only print how long stages took when last run; name: also a dvc.yaml")
     parser.add_argument("--profile", default="mini", help="mini (default), or a file of params/ such as smoke")
     parser.add_argument("--params", default="params.yaml", type=Path, help="parameter file")
